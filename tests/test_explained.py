@@ -58,6 +58,16 @@ def test_every_module_has_a_line(kind):
   assert all(explained.line(kind, name) for name in lookup.available(kind))
 
 
+@pytest.mark.parametrize('kind', sorted({*lookup.PACKAGES} - {'writer'}))          # which have no fields
+def test_every_field_has_an_entry_of_its_own(kind):
+  """What is said of another field within the entry of one is shown at the wrong field."""
+  for name in lookup.available(kind):
+    fields = '|'.join(map(re.escape, lookup.fields(kind, name))) or 'no field'
+    docstring = explained._class_docstring(lookup.PACKAGES[kind], name)
+    texts = explained.entries(docstring).values()
+    assert not [text for text in texts if re.search(rf'[.;] ({fields}): ', text)], f'{kind} {name}'
+
+
 @pytest.mark.parametrize('name, begins', [
     ('drop', 'Drop. An edge that finds no place.'), ('Drops', 'Drop. An edge'), ('max_load', 'Load. The'),
     ('top-k', 'Top-k. Every token'), ('carry', 'Context, carry, aux. What a layer may know')])

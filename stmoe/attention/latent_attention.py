@@ -26,7 +26,8 @@ class LatentAttention(nnx.Module):
     head_dim:    P, width of the part of queries and keys that rotary positions turn.
     nope_dim:    width of the part that rotary positions do not turn.
     value_dim:   width of a head's values.
-    kv_rank:     R; q_rank: of the queries, None = not compressed.
+    kv_rank:     R.
+    q_rank: of the queries, None = not compressed.
     norm_epsilon: of the norms of compressed vectors.
     interleaved: rotary pairs are neighbours, as in the released checkpoints, not halves.
     logit_scale: factor of the logits beside 1/sqrt(nope_dim + P) (YaRN, arXiv:2309.00071, section 3.4).

@@ -30,7 +30,8 @@ class Channels(nnx.Module):
     d_model: D = side^2 C, all numbers of an image.
     side:    H and W of an image.
     width:   F, channels that come out; None = C.
-    size:    k, an odd number. stride: steps of the window.
+    size:    k, an odd number.
+    stride: steps of the window.
     init_scale: initial values are N(0, init_scale / (k^2 E F)): the paper's 2, of the experts together.
   """
 

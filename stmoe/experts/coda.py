@@ -30,7 +30,8 @@ class Coda(conditioned.Bank):
 
   Args:
     d_model:  n + C.
-    d_ff:     F. depth: number of linear maps.
+    d_ff:     F.
+    depth: number of linear maps.
     context, split, shift, identical: see `geps.Geps`.
   Differs: the note names no first values; matrices, biases and H are U(-1/sqrt(in), 1/sqrt(in)).
   """

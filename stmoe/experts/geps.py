@@ -18,7 +18,8 @@ class Geps(conditioned.Bank):
 
   Args:
     d_model:  n + C.
-    d_ff:     F. depth: number of linear maps.
+    d_ff:     F.
+    depth: number of linear maps.
     context:  C; 0 = there is none.
     split:    each expert reads its own of E equal parts of the context.
     shift:    an expert adds a number of its own, at first 0, to every number of the context.

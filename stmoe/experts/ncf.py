@@ -30,7 +30,8 @@ class Ncf(conditioned.Bank):
 
   Args:
     d_model: n + C.
-    d_ff:    F, width of the hidden layers of the main network; depth: their number.
+    d_ff:    F, width of the hidden layers of the main network.
+    depth: their number.
     hidden:  h, width of what the data network and the context network give.
     depth_before: linear maps of these two, whose widths grow in geometric steps (`between`).
     context, split, shift, identical: see `geps.Geps`.

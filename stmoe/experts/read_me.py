@@ -20,7 +20,8 @@ class ReadMe(nnx.Module):
   Args:
     d_model, d_ff: D, and F of the network.
     activation:    name of a function, see `core/units/activations.py`.
-    gated:         with Wg; use_bias: with biases [F] and [D] of all experts.
+    gated:         with Wg.
+    use_bias: with biases [F] and [D] of all experts.
     share:         part of the units that an expert has at first, a run of them that begins at e F / E.
       `stmoe factorise RUN read_me` has other masks.
     dropout_rate:  on the hidden activation, per element, in training only.

@@ -154,7 +154,8 @@ class AvgK(nnx.Module):
   Args:
     d_model:    D.
     d_ff:       g, cells of a block.
-    num_blocks: B; k: blocks that a token reads.
+    num_blocks: B.
+    k: blocks that a token reads.
     activation, gated_cells, init_scale: of the cells: act(x K^T), times x U^T if gated (SwiGLU: 'silu').
       Values begin as those of a dense layer of k g cells, N(0, init_scale / (k g)).
     dropout_rate, use_bias, limit: of the cells, see `dense.Dense`. Mean keys have no bias.
@@ -164,7 +165,8 @@ class AvgK(nnx.Module):
       arXiv:2310.10908).
     momentum:   the gate is an array that begins as the mean keys and follows them after every step by
       `refreshed` (EMoE); None = the mean keys as they are (Avg-K).
-    normalize:  gate and tokens over their lengths; weighted: cells weigh by the lengths of their values.
+    normalize:  gate and tokens over their lengths.
+    weighted: cells weigh by the lengths of their values.
     gated:      outputs are weighted by a softmax of the scores, which then have a gradient (Avg-K + gate).
     capacity_factor: (train, eval) slots per token; None = nothing is dropped.
     executor, group_size: see `moe.Moe`.

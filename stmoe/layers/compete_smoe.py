@@ -36,7 +36,8 @@ class CompeteSMoE(moe.Moe):
   Args:
     d_model, experts, executor, group_size: see `moe.Moe`.
     router:  recipe of the router, `compete_smoe`, which has the schedule.
-    taught:  a key of TAUGHT: over which experts (p - q)^2 is averaged; theta: weight of the further means.
+    taught:  a key of TAUGHT: over which experts (p - q)^2 is averaged.
+    theta: weight of the further means.
     sigmoid: w = sigmoid(a)_I over their sum.
   Losses of a competing step, else 0: distillation; diversity (mean cosine of the outputs of winners, the
     diagonal counted as 0); competition_balance (of q and first winners); competition_entropy (of q taken as

@@ -124,7 +124,8 @@ class FactorLLM(nnx.Module):
   `stmoe factorise RUN factor_llm` makes such layers of dense ones; they compute the same if k = N.
 
   Args:
-    d_model, d_ff: D, and F of all chunks together; num_experts: N.
+    d_model, d_ff: D, and F of all chunks together.
+    num_experts: N.
     k:      chunks of a token; None = N / 2.
     prior:  whose input the teacher's network and the chunks are compared on. 'teacher' is that of the dense
       model, whose states `parts/around/factor_llm.py` brings, in training. 'own' is the layer's. 'none':

@@ -178,7 +178,8 @@ class ReadMe(nnx.Module):
   of the rest take turns (`train/groups.py`).
 
   Args:
-    d_model, d_ff: D and F; num_experts: E.
+    d_model, d_ff: D and F.
+    num_experts: E.
     vocab_size:  of the ids that the router reads.
     width, heads, depth: of the router; heads=0: without attention, a token's id alone decides.
     divisor:     of the router's attention scores, not the root of a head's width.

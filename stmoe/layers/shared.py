@@ -19,7 +19,8 @@ class Shared(nnx.Module):
   Args:
     d_model:      D.
     inner:        recipe of the routed layer.
-    d_ff:         width of one shared expert; num_shared: how many there are.
+    d_ff:         width of one shared expert.
+    num_shared: how many there are.
     activation, gated, dropout_rate, init_scale, use_bias, limit: see `dense.Dense`; SwiGLU is 'silu' gated.
     sigmoid_gate: multiplies the shared output by sigmoid(x w), w [D,1] (Qwen2-MoE, arXiv:2407.10671).
   """

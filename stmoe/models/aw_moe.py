@@ -39,7 +39,8 @@ class AwMoe(nnx.Module):
     outputs:     'scalar', or 'vector': the states of experts are mixed, and one layer makes the score.
     gate:        'attention'; 'constant' and 'uniform' are what it is compared with.
     gate_softmax, unit_softmax: softmax over experts; over the real past items, of a and a'.
-    masked:      rho. temperature: tau.
+    masked:      rho.
+    temperature: tau.
     stop_gradient: whether the view of the whole history learns nothing from `contrast`.
     group_size:  rows that are compared with one another; None = all of a (micro)batch. With microbatches only
       a `group_size` keeps the loss what it is for the whole batch.

@@ -16,7 +16,8 @@ class Graph(nnx.Module):
   """One network over the nodes of graphs, F features -> C logits.
 
   Args:
-    num_features: F; num_outputs: C.
+    num_features: F.
+    num_outputs: C.
     d_model:      D, the hidden width.
     network:      'mlp', which sees no edges, 'gcn', 'sage' or 'gin' (`parts/networks`).
     num_layers:   convolutions, the last of which gives the logits.

@@ -34,20 +34,23 @@ class LM(nnx.Module):
     num_kv_heads: heads of keys and values; None = as many as num_heads.
     attention:    recipe of the attention layers; None = `attention.Attention`.
     window:       see `visible.causal`; of blocks without a window of their own (`blocks.LETTER.window`).
-    rotary_base:  base of the rotary angles; rotary_scaling: recipe of `parts/rotary_scaling`, or None.
+    rotary_base:  base of the rotary angles.
+    rotary_scaling: recipe of `parts/rotary_scaling`, or None.
     tie_embeddings: the head is the embedding transposed, over sqrt(D) if scale_head.
     head_bias:    the head adds a vector [V], initially 0, tied or not.
     norm, norm_epsilon: 'rms' or 'layer', with mean and bias (see `norm.KINDS`); epsilon of the norms.
     norm_place:   see `block.NORM_PLACES`.
-    embed_factor: of the embedded tokens; residual_factor: of what every sub-layer adds to the stream;
-      logits_divisor: of the logits. In Granite's releases they are `embedding_multiplier`,
+    embed_factor: of the embedded tokens.
+    residual_factor: of what every sub-layer adds to the stream.
+    logits_divisor: of the logits. In Granite's releases they are `embedding_multiplier`,
       `residual_multiplier` and `logits_scaling`; `attention.Attention.scale` is their
       `attention_multiplier`.
     dropout_rate: after embedding, sub-layers and final norm, and on attention.
     init_scale:   variance scale of attention and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
-    start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
+    start_id:     what the first token follows.
+    end_ids: what ends a text, None = the vocabulary's EOS.
     start_prompts: a prompt is read after start_id, as rows of training are. False: its own first token comes
       first, as with tokenizers that add none (OLMoE, Qwen).
   """

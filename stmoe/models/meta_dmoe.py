@@ -172,9 +172,12 @@ class MetaDmoe(nnx.Module):
   belong to a group of parameters that trains no more.
 
   Args:
-    num_features: F of an image; num_outputs: C, 1 for a yes or no.
-    d_model, d_ff: D of features, hidden width of backbones; activation: in between.
-    num_experts:  M; num_domains: of the sources.
+    num_features: F of an image.
+    num_outputs: C, 1 for a yes or no.
+    d_model, d_ff: D of features, hidden width of backbones.
+    activation: in between.
+    num_experts:  M.
+    num_domains: of the sources.
     depth, num_heads, aggregator_d_ff, dropout_rate: of the aggregator; its hidden width None = 2 D. Dropout
       is for the pre-training alone.
     support:      images of a row that adapt.

@@ -23,7 +23,8 @@ class Mlp(nnx.Module):
   vectors of a row's ids are added to its features.
 
   Args:
-    num_features: F, 0 = none; num_ids: of all categories together, 0 = none.
+    num_features: F, 0 = none.
+    num_ids: of all categories together, 0 = none.
     num_outputs:  n, of a token.
     d_model:      D.
     layers:       pattern of the stack, for example (('dm', 2),).

@@ -125,7 +125,8 @@ class Mowst(nnx.Module):
   all train together (Mowst*). See `configs/mowst`.
 
   Args:
-    num_features: F; num_outputs: C.
+    num_features: F.
+    num_outputs: C.
     d_model:      D, hidden width of both experts and of the gate.
     weak, strong: networks of `parts/networks`: 'mlp', 'gcn', 'sage', 'gin'.
     num_layers:   of both experts and of the gate.

@@ -48,7 +48,8 @@ class T5(nnx.Module):
     init_scale:   variance scale of attention, relative bias and untied head; layers have their own.
     dtype:        of activations; parameters, norms, routers and logits are float32.
     scan_layers, remat: see `stack.Stack`.
-    start_id:     what the first token follows; end_ids: what ends a text, None = the vocabulary's EOS.
+    start_id:     what the first token follows.
+    end_ids: what ends a text, None = the vocabulary's EOS.
     forced_id:    the first token of a generated text, whatever the logits are: the language of a translation
       (NLLB); None = what the logits say.
   """

@@ -81,7 +81,8 @@ class CompeteSMoE(nnx.Module):
 
   Args:
     k:           choices per token.
-    total_steps: length of training; num_layers: competing layers of the model, further ones never compete.
+    total_steps: length of training.
+    num_layers: competing layers of the model, further ones never compete.
     rate:        chance that a layer competes in a step.
     warm_up:     share of the steps before the first competition.
     most:        layers that may compete in one step.

@@ -74,7 +74,8 @@ class Ddpm:
   A batch has image, noise [B,H,W,C] and given/time f32[B], a share of the levels: t = floor(share * T).
 
   Args:
-    schedule: of the noise; steps: T.
+    schedule: of the noise.
+    steps: T.
     weight:   of the squared error: 'constant', or 'min_snr', min(snr, 5) / snr.
     variance: whether the model predicts v: its field `variance`.
     bound:    sampling cuts the image that a prediction means to +-bound; None = not.

@@ -31,11 +31,14 @@ class Behaviours:
   label: column of 0 and 1. An event without a label is no item to be ranked.
   chosen: column of 0 and 1: whether an event is history later. '' = the label.
   numbers: columns of numbers of an item to be ranked, standardised by the events of training.
-  history_numbers: alike, of a past item, such as its rating. query: column of names, '' = none.
+  history_numbers: alike, of a past item, such as its rating.
+  query: column of names; '' = none.
   split: column that says train or validation; '' = every tenth event is held out.
-  length: M. items_per_row: K. parts: limits of the length of a history for `part`.
+  length: M, items of a history.
+  items_per_row: K, items to be ranked.
+  parts: limits of the length of a history for `part`.
   num_items, num_queries: ids of items and queries, for which the model has room, each with 0.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   files: ranges.Many(ranges.Text, least=1)
   num_items: ranges.Count

@@ -23,10 +23,11 @@ class CustomizedDigits:
   of validation are other digits, each once plain and once turned.
 
   angle:        degrees of the user's digits, bilinear.
-  num_user:     rows of the user in training. num_held_out: digits of validation.
+  num_user:     rows of the user in training.
+  num_held_out: digits of validation.
   problem:      seed of which digits are which.
   eval_rows:    which rows evaluation covers: 'generic', 'user' or 'both'.
-  cache_dir:    as for text.
+  cache_dir:    folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   angle: ranges.Any = 30.0
   num_user: ranges.Count = 150

@@ -57,7 +57,7 @@ class Domains:
   size, support: S and n.
   binary:  labels are whether a digit is odd, 1 or 0.
   order_seed: of that order, by which groups of domains are made.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   task: ranges.Choice('digits') = 'digits'
   change: ranges.Choice(*CHANGES) = 'rotation'

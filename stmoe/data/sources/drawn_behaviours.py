@@ -21,11 +21,13 @@ class DrawnBehaviours:
   geometric law from 0 on with a mean. Users of validation are others than those of training.
 
   problem:     everything is drawn from this seed.
-  num_users, num_held_out: users of training and of validation. rows_per_user: rows of each.
+  num_users:   users of training.
+  num_held_out: users of validation.
+  rows_per_user: rows of each user.
   num_types, num_items: of items there are num_items - 1, as id 0 stands for none.
   mean:        of the length of a history.
   length, items_per_row, parts: as for behaviours.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   problem: ranges.Seed = 0
   num_users: ranges.Count = 2_000

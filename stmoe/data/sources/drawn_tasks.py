@@ -23,12 +23,16 @@ class DrawnTasks:
 
   problem:      number of the problem: everything is drawn from this seed.
   num_tasks:    K; the paper has 2.
-  correlation:  p. num_features: d. scale: c. sines: m. noise: deviation of e.
+  correlation:  p.
+  num_features: d.
+  scale:        c.
+  sines:        m.
+  noise:        deviation of e.
   num_rows, num_held_out: rows of training and of validation.
   positives:    share of yes of each task in training: a value is 1 where y is above the quantile, else 0.
     () = values are y itself, less its mean, over its deviation in training. The loss of 1 is then that of the
     best constant.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   problem: ranges.Seed = 0
   num_tasks: ranges.Whole(2, 64) = 2

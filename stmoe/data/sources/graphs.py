@@ -40,11 +40,16 @@ class Graphs:
     and may be absent. Where no split is said, every tenth graph is held out, or every tenth node of a single
     graph.
   nodes: whether labels are of nodes, each of which is in a split: the other nodes of the graph are still
-  seen. classes: whether labels are classes, whole numbers from 0; otherwise labels are any numbers.
-  num_nodes, num_edges, num_features: N, M, F. undirected: whether every edge goes both ways; M counts both.
-  noisy, split_seed, held: of a drawn graph: the share of nodes whose features say nothing; the seed of its
-    splits; whether what is held out is 'validation' or 'test'.
-  cache_dir: as for text.
+    seen. Otherwise they are of whole graphs.
+  classes: whether labels are classes, whole numbers from 0; otherwise labels are any numbers.
+  num_nodes: N, the room for nodes of a graph.
+  num_edges: M, the room for edges of a graph, both ways of an undirected one counted.
+  num_features: F, of a node.
+  undirected: whether every edge goes both ways.
+  noisy: of a drawn graph, the share of nodes whose features say nothing.
+  split_seed: of a drawn graph, the seed of its splits.
+  held: of a drawn graph, whether what is held out is 'validation' or 'test'.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   task: ranges.Choice('files', *drawn.TASKS) = 'files'
   files: ranges.Many(ranges.Text) = ()

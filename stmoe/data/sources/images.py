@@ -52,7 +52,7 @@ class Images:
     The sides of the part are between 3:4 and 4:3 (Inception's crop takes 0.05); 1.0 = none.
   flip: whether in training half of the images are mirrored.
   mean, std: rows are (pixel / 255 - mean) / std; 0.5 and 0.5 give -1 to 1.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   task: ranges.Text
   files: ranges.Many(ranges.Text)

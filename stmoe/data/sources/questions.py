@@ -114,7 +114,8 @@ class Questions:
   files: of task squad: TRAIN,VALIDATION; each a file, several joined by `+`, or a folder (squad.py). The
     training files are mixed by their sizes; each file of validation is judged by itself.
   vocab, extra_ids, cache_dir: as for text (cache.py).
-  inputs_length: tokens of a row; targets_length: 2, a start and an end.
+  inputs_length: tokens of a row.
+  targets_length: 2, a start and an end.
   stride: tokens of the context that a window shares with the one before.
   question_length: most tokens of a question.
   answer_length: most tokens of a predicted answer.

@@ -19,16 +19,16 @@ class Sequences:
 
   What follows is the entry `values` f32[rows,T n], the same numbers a place on; `weights` f32[rows,T n] is 1.
 
-  files: an .npz for both splits, or one for training and one for validation, with these arrays:
-    values [K,time,n], K trajectories, or [time,n], a single trajectory;
-    system: whole numbers [K], the system of each, if num_systems says so;
-    split: [K], train or validation for each. Without `split` every tenth trajectory is held out, of a single
-    trajectory the last tenth of its time.
-  length: T. stride: places from the start of a window to the start of the next window; None = T.
-  num_values: n.
+  files: an .npz for both splits, or one for training and one for validation. Array `values` is [K,time,n], K
+    trajectories, or [time,n], a single trajectory. Where num_systems says so, `system` [K] has whole numbers,
+    the system of each. `split` [K] may say train or validation. Without `split` every tenth trajectory is
+    held out, of a single trajectory the last tenth of its time.
+  length: T, values of a window.
+  stride: places from the start of a window to the start of the next window; None = T.
+  num_values: n, numbers of a value.
   num_systems: systems that trajectories belong to, numbered from 0: the entry given/system i32[rows] for
     routers to read; 0 = this is not said.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   files: ranges.Many(ranges.Text, least=1)
   length: ranges.Count

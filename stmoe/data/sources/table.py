@@ -45,7 +45,7 @@ class Table:
   group: column of names or whole numbers, the user of a row: the entry `group` i32[rows], by which
     evaluation averages (GAUC). All users of a file are numbered, also those who are not in training.
   split: column that says train or validation; '' = there is none.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   files: ranges.Many(ranges.Text, least=1)
   labels: ranges.Many(ranges.Text, least=1)

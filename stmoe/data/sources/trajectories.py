@@ -76,11 +76,14 @@ class Trajectories:
   files: of task npz: one for both splits, or one for training and one for validation. Arrays are values
     [M,T+1,n], environment [M] and family [M], whole numbers from 0, and may be times [T+1] and split [M].
   num_environments, num_families: in files; with task 'families' they follow from the other fields.
-  trajectories, length, num_values: K, T, n. step: time between states. substeps: of the solver of task
-    families.
+  trajectories: K, of a row.
+  length: T, states of a trajectory after the first.
+  num_values: n, of a state.
+  step: time between states.
+  substeps: of the solver of task families.
   observed: whether `initial` holds the T states before each of the following ones, f32[rows,K,T n]. Models
     that read a sequence then give the next state after every state.
-  cache_dir: as for text.
+  cache_dir: folder of caches; '' = $STMOE_CACHE_DIR, else ~/.cache/stmoe.
   """
   task: ranges.Choice('families', 'npz') = 'families'
   families: ranges.Many(ranges.Choice(*SYSTEMS)) = ()

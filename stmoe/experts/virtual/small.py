@@ -16,7 +16,8 @@ class Small(nnx.Module):
 
   Args:
     d_ff:       F; None = D / 4, a sixteenth of a big module of width 4 D.
-    activation: name of a function, see `core/units/activations.py`; gated: with wg.
+    activation: name of a function, see `core/units/activations.py`.
+    gated: with wg.
     init_scale: variance scale s of sqrt(s / fan_in).
   """
 

@@ -18,7 +18,8 @@ class DenoisingTaskRouting(block_lib.Around):
 
   Args:
     block: recipe of a block, which stands in `ada_ln_zero`.
-    share: beta, the part of the channels in a window; alpha: of the mask.
+    share: beta, the part of the channels in a window.
+    alpha: of the mask.
   """
 
   def __init__(self, d_model: int, *, block, share: ranges.PartOf1 = 0.8, alpha: ranges.Positive = 4.0, rngs):
