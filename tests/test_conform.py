@@ -30,7 +30,7 @@ def cases():
         yield pytest.param(kind, name, marks=[pytest.mark.slow] * slow, id=f'{kind}-{name}')
 
 
-@pytest.mark.parametrize('kind, name', cases())
+@pytest.mark.parametrize('kind, name', list(cases()))
 def test_files_pass_the_checks_of_their_kind(kind, name):
   for check in conform.checks(kind):
     check(name, **FIELDS.get((kind, name), {}))
