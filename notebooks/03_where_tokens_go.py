@@ -32,7 +32,10 @@ if importlib.util.find_spec('stmoe') is None:
                          'the address of the project, or install a wheel of stmoe and run this cell again')
     around = [here / f'stmoe-{TAG}']
     subprocess.run(['git', 'clone', '-q', '--depth', '1', '--branch', TAG, REPOSITORY, around[0]], check=True)
-  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0]], check=True)
+  plugins = dict(cuda12='jax_cuda12_plugin', cuda13='jax_cuda13_plugin', tpu='libtpu')
+  renewed = [f'jax[{kind}]' for kind, plugin in plugins.items() if importlib.util.find_spec(plugin)]
+  # JAX and its plugin for an accelerator fit one another only if both are renewed together.
+  subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '-e', around[0], *renewed], check=True)
   site.main()                                    # what was just installed is found without a restart
 
 

@@ -51,11 +51,11 @@ def test_notebooks_begin_alike_and_name_the_project_as_its_metadata_does():
   assert not cited or all(badge in page for badge in badges), 'there is an address, and there are no badges'
 
 
-def started(monkeypatch, folder, repository=''):
-  """The commands of a first cell that is run in `folder`, where the library is not installed."""
+def started(monkeypatch, folder, repository='', there=()):
+  """The commands of a first cell that is run in `folder`, where of all modules those of `there` are installed."""
   commands = []
   monkeypatch.chdir(folder)
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name in there or None)
   monkeypatch.setattr(subprocess, 'run', lambda words, check: commands.append(list(map(str, words))))
   monkeypatch.setattr(site, 'main', lambda: None)
   exec(first_cell(NOTEBOOKS[0]).replace("REPOSITORY = ''", f'REPOSITORY = {repository!r}'), {})
@@ -65,6 +65,11 @@ def started(monkeypatch, folder, repository=''):
 def test_a_notebook_installs_the_checkout_it_lies_in(monkeypatch):
   [install] = started(monkeypatch, ROOT / 'notebooks')
   assert install[1:] == ['-m', 'pip', 'install', '-q', '-e', str(ROOT)]
+
+
+def test_a_notebook_renews_the_plugin_of_an_accelerator_with_jax(monkeypatch):
+  [install] = started(monkeypatch, ROOT / 'notebooks', there=['jax_cuda12_plugin'])
+  assert install[-2:] == [str(ROOT), 'jax[cuda12]']
 
 
 def test_a_notebook_elsewhere_clones_the_project_or_asks_where_it_is(monkeypatch, tmp_path):
