@@ -52,7 +52,7 @@ def test_notebooks_begin_alike_and_name_the_project_as_its_metadata_does():
 
 
 def started(monkeypatch, folder, repository='', there=()):
-  """The commands of a first cell that is run in `folder`, where of all modules those of `there` are installed."""
+  """The commands of a first cell that is run in `folder`, where of all modules `there` are installed."""
   commands = []
   monkeypatch.chdir(folder)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name in there or None)
