@@ -4,7 +4,7 @@
 of `stmoe/routers/switch.py`, called with `num_experts=8`. A class is found by its
 file: `st_moe.py` holds `STMoE`, `mlp.py` holds `Mlp` (case and underscores ignored).
 What there is, and with which fields, is read from the files (see `declared.py`). Only what
-is built is imported. Files outside of the package are named by `--plugin`, see `plugins.py`.
+is built is imported. Files outside of the package are named by `--plugin`, see `plugins`.
 """
 
 import functools
@@ -20,8 +20,9 @@ from stmoe import errors
 from stmoe import plugins
 from stmoe import ranges
 from stmoe import value_ranges
+from stmoe.plugins import kinds
 
-PACKAGES = plugins.PACKAGES              # the key of a configuration that names a module -> its package
+PACKAGES = kinds.PACKAGES              # the key of a configuration that names a module -> its package
 # What several modules of a kind are called: `stmoe list routers`.
 PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts': 'experts',
            'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
@@ -40,21 +41,12 @@ GIVEN = {('experts', 'num_experts')}
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
 
 
-# How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
-# Sub-layers of a block are all called alike.
-SUB_LAYER = ['x', 'ctx', 'carry']
-CALLED = {
-    'layer': SUB_LAYER,
-    'attention': SUB_LAYER,
-    'head': SUB_LAYER,
-    'surgery': ['params', 'config', 'calibration'],
-    'factorisation': ['params', 'config', 'calibration'],
-    'adaptation': ['config'],
-}
-
 # Kinds that are functions of their modules, and named with their fields in one text.
 FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
              'factorisation': 'factorise', 'adaptation': 'adapt'}
+# How objects of a kind are called, where a package holds several kinds and helpers: the arguments tell them.
+CALLED = dict.fromkeys(('layer', 'attention', 'head'), kinds.SUB_LAYER) | {
+    kind: kinds.AT_TOP[kind][FUNCTIONS[kind]] for kind in ('surgery', 'factorisation', 'adaptation')}
 
 
 def available(kind: str) -> list[str]:
@@ -78,11 +70,11 @@ def homes(kind: str) -> tuple[str, str]:
 
 
 def has(kind: str, name: typing.Any) -> bool:
-  """Returns whether a module of `kind`, no wrapper, or a function of `plugins.MODULES` is called `name`."""
+  """Returns whether a module of `kind`, no wrapper, or a function of `kinds.MODULES` is called `name`."""
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
-  if kind in plugins.MODULES:
-    return name in declared.of_functions(plugins.MODULES[kind])
+  if kind in kinds.MODULES:
+    return name in declared.of_functions(kinds.MODULES[kind])
   package, arguments = PACKAGES[kind], CALLED.get(kind)
   if arguments is None or not declared.exists(package, name):
     return declared.exists(package, name)
@@ -111,7 +103,7 @@ def check(kind: str, name: str, where: str = '') -> None:
     every = f'there are: {", ".join(names)}' if len(names) <= errors.MANY else (
         f'stmoe list {PLURALS.get(kind, kind)} shows all {len(names)}')
     other = next((plugin for plugin in plugins.known() if plugin.name == name), None)
-    instead = (f'; {other.path} is taken for {other.holds}{plugins.OR_SAID}' if other else
+    instead = (f'; {other.path} is taken for {other.holds}{kinds.OR_SAID}' if other else
                errors.nearest(name, names))
     raise errors.UserError(f'{where and where + ": "}no {kind} is called {value_ranges.shown(name)}{instead} '
                            f'({every}; a file of your own is named by --plugin FILE)')

@@ -18,6 +18,7 @@ from stmoe import plugins
 from stmoe import ranges
 from stmoe import value_ranges
 from stmoe.declared import Field
+from stmoe.plugins import kinds
 
 METHODS = ('rank', 'decode', 'span')                                 # of evaluation, see train/taskscore.py
 # That train, see train/groups.py.
@@ -67,7 +68,7 @@ TRAINING = ('model', 'blocks', 'data', 'optimizer', 'schedule', 'losses', 'train
 SECTIONS = (*TRAINING, 'groups', 'finetune', 'decode', 'log')
 OF_PARAMETERS = 'stmoe.train.groups'     # whose `group_of` has the fields of a group of parameters
 KINDS = {'model': 'model', 'decode': 'strategy', 'loss': 'target'}
-FUNCTIONS = plugins.MODULES
+FUNCTIONS = kinds.MODULES
 
 
 class Group(NamedTuple):
@@ -210,13 +211,13 @@ def _left_aside(packages):
   packages: those that are read, lookup.OF_DATA.
   """
   del packages                           # whether they change is what `steady` asks
-  kinds = {}
+  choices = {}
   for kind in ('source', 'objective'):
     for fields in lookup.known_fields(kind).values():
       for key, field in _own(fields).items():
-        kinds.setdefault(key, {})[field.range.text] = field.range
+        choices.setdefault(key, {})[field.range.text] = field.range
   return {key: Field(functools.reduce(operator.or_, ranges_of.values()), declared.OPTIONAL)
-          for key, ranges_of in kinds.items()}
+          for key, ranges_of in choices.items()}
 
 
 def _blocks(blocks):

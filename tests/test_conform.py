@@ -5,7 +5,7 @@ import pytest
 from stmoe import conform
 from stmoe import declared
 from stmoe import lookup
-from stmoe import plugins
+from stmoe.plugins import kinds
 
 # Fields where the generic ones do not do: (kind, name) -> fields.
 FIELDS: dict = {
@@ -36,8 +36,8 @@ def test_files_pass_the_checks_of_their_kind(kind, name):
     check(name, **FIELDS.get((kind, name), {}))
 
 
-@pytest.mark.parametrize('kind', plugins.MODULES)
+@pytest.mark.parametrize('kind', kinds.MODULES)
 def test_functions_pass_the_checks_of_their_kind(kind):
-  for name in declared.of_functions(plugins.MODULES[kind]):
+  for name in declared.of_functions(kinds.MODULES[kind]):
     for check in conform.checks(kind):
       check(name)

@@ -23,6 +23,7 @@ from stmoe.conform import execution
 from stmoe.conform import router as of_routers
 from stmoe.core import banks
 from stmoe.data.text import tasks
+from stmoe.plugins import kinds
 from stmoe.runs import plugged
 from stmoe.train import optimizers
 from stmoe.train import schedules
@@ -88,9 +89,9 @@ SAID = {'factor_llm', 'span_head', 'span_mixture', 'multitask'}
 def test_each_file_of_the_project_would_be_told_as_a_plugin(kind):
   for name in lookup.available(kind):
     path, tree = declared.file(lookup.PACKAGES[kind], name), declared.tree(lookup.PACKAGES[kind], name)
-    if name in SAID and not plugins._kind_of_class(path, tree, None) == kind:
+    if name in SAID and not kinds._kind_of_class(path, tree, None) == kind:
       tree = ast.Module([*tree.body, *ast.parse(f'PLUGIN = {kind!r}').body], [])
-    assert plugins._kinds(path, tree) == (kind,)
+    assert kinds.told(path, tree) == (kind,)
 
 
 @pytest.mark.parametrize('kind', SOURCES)
@@ -384,7 +385,7 @@ class Mine({name}.{called}):
     ('router', 'st_moe', 'STMoE'), ('experts', 'glu', 'Glu'), ('layer', 'dense', 'Dense'),
     ('target', 'ids', 'Ids')])
 def test_a_class_that_extends_one_of_the_project_is_of_its_kind_with_its_fields(tmp_path, kind, name, called):
-  package = plugins.KINDS[kind].removeprefix('stmoe.').replace('.', '/')
+  package = kinds.KINDS[kind].removeprefix('stmoe.').replace('.', '/')
   source = EXTENDED.format(package=package, name=name, called=called)
   plugin = plugins.add(write(tmp_path, source))
   assert plugin.kinds == (kind,) and lookup.has(kind, 'mine')

@@ -15,6 +15,7 @@ from stmoe import experiment
 from stmoe import lookup
 from stmoe import plugins
 from stmoe import value_ranges
+from stmoe.plugins import kinds
 
 COMPUTES = True
 
@@ -27,8 +28,8 @@ def add_arguments(parser):
 
 def run(args):
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  kinds, name, listing = _named(args.name, args.kind)
-  each = {kind: _fields(kind, name, listing) for kind in kinds}
+  held, name, listing = _named(args.name, args.kind)
+  each = {kind: _fields(kind, name, listing) for kind in held}
   from stmoe.conform import execution
   with execution.small_blocks():
     failed = sum(_check(kind, name, fields) for kind, fields in each.items())
@@ -39,7 +40,7 @@ def _check(kind, name, fields):
   """Prints what the checks of a kind say of a file; returns how many failed."""
   from stmoe import conform
   count = len(conform.checks(kind))
-  file = (plugins.files(plugins.KINDS[kind]).get(name) or lookup.module(kind, name).__file__)
+  file = (plugins.files(kinds.KINDS[kind]).get(name) or lookup.module(kind, name).__file__)
   if not count:
     lookup.module(kind, name)            # its code runs
     print(f'{kind} {name}: {file} can be read (a {kind} has no shared checks)')
@@ -55,22 +56,22 @@ def _named(text, kind):
   where, listing = experiment.split(text)
   if where.endswith('.py'):
     plugin = plugins.add(where)
-    kinds, name = [each for each in plugin.kinds if kind in (None, each)], plugin.name
-    if not kinds:
+    held, name = [each for each in plugin.kinds if kind in (None, each)], plugin.name
+    if not held:
       raise errors.UserError(f'{where} holds {plugin.holds}; nearest: --kind {plugin.kinds[0]}')
   else:
-    kinds, name = [kind or _kind_of(where)], where
-    lookup.check(kinds[0], name)
-  return kinds, name, listing
+    held, name = [kind or _kind_of(where)], where
+    lookup.check(held[0], name)
+  return held, name, listing
 
 
 def _kind_of(name):
   """The kind of a name that one kind alone has."""
-  kinds = [kind for kind in lookup.PACKAGES if lookup.has(kind, name)]
-  if len(kinds) == 1:
-    return kinds[0]
-  if kinds:
-    raise errors.UserError(f'{name} is {" and ".join(kinds)}; nearest: --kind {kinds[0]}')
+  having = [kind for kind in lookup.PACKAGES if lookup.has(kind, name)]
+  if len(having) == 1:
+    return having[0]
+  if having:
+    raise errors.UserError(f'{name} is {" and ".join(having)}; nearest: --kind {having[0]}')
   every = [other for kind in lookup.PACKAGES for other in lookup.available(kind)]
   raise errors.UserError(f'nothing is called {value_ranges.shown(name)}{errors.nearest(name, every)}; '
                          'a file of your own ends in .py')

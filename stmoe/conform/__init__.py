@@ -17,7 +17,7 @@ Check = typing.Callable[..., None]
 
 
 def checks(kind: str) -> list[Check]:
-  """Returns the checks of things of `kind`, a key of `plugins.KINDS`, in the order of their file; or []."""
+  """Returns the checks of things of `kind`, a key of `kinds.KINDS`, in the order of their file; or []."""
   if not importlib.util.find_spec(f'stmoe.conform.{kind}'):
     return []
   module = importlib.import_module(f'stmoe.conform.{kind}')

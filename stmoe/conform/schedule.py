@@ -7,7 +7,7 @@ import numpy as np
 
 from stmoe import declared
 from stmoe import errors
-from stmoe import plugins
+from stmoe.plugins import kinds
 from stmoe.train import schedules
 
 STEPS = 50
@@ -16,7 +16,7 @@ _KNOWN = dict(peak=1e-3, value=1e-3, warmup_steps=5)
 
 def is_a_rate(name: str) -> None:
   """It gives a finite rate of at least 0 for every step, the same compiled, and once a rate above 0."""
-  fields = declared.of_functions(plugins.MODULES['schedule'])[name]
+  fields = declared.of_functions(kinds.MODULES['schedule'])[name]
   needed = {key for key, field in fields.items() if field.default is declared.REQUIRED and field.range}
   if unknown := needed - set(_KNOWN):
     raise errors.UserError(f'schedule {name} needs {", ".join(sorted(unknown))}, of which no check knows a '
