@@ -3,7 +3,7 @@
 `(('dm', 6),)` is a unit of two blocks, made by the recipes of letters d and m, repeated
 six times: one `jax.lax.scan` over arrays with a leading axis of 6. `(('d', 1), ('m', 5))`
 is two scans. With `scan_layers=False` the same units run in a Python loop; both forms
-draw the same randomness, because a layer's key depends only on its place in the stack.
+begin with the same values and draw the same randomness, by a layer's place in the stack.
 """
 
 import contextlib
@@ -362,13 +362,16 @@ def _instead(attention, own):
 
 
 def _units(recipes, d_model, repeats, scan_layers, rngs):
-  """A Unit whose arrays have a leading axis of `repeats`, or a list of `repeats` Units."""
-  if not scan_layers:
-    return nnx.List([block_lib.Unit(recipes, d_model, rngs=rngs) for _ in range(repeats)])
-
+  """A Unit whose arrays have a leading axis of `repeats`, or a list of `repeats` Units of the same values."""
   @nnx.split_rngs(splits=repeats)
-  @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: 'layers'})
   def make(rngs):
+    if scan_layers:
+      return stacked(rngs)
+    streams = (jax.tree.map(lambda a, i=i: a[i], rngs) for i in range(repeats))
+    return nnx.List([block_lib.Unit(recipes, d_model, rngs=stream) for stream in streams])
+
+  @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: 'layers'})
+  def stacked(rngs):
     return block_lib.Unit(recipes, d_model, rngs=rngs)
   return make(rngs)
 

@@ -80,6 +80,16 @@ def test_every_layer_draws_its_own_noise_scanned_or_not():
   np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
+def test_every_layer_begins_with_its_own_values_scanned_or_not():
+  scanned, unrolled = (build((('xx', 2), ('x', 1)), scan_layers=scan) for scan in (True, False))
+  units = [jax.tree.map(lambda a, i=i: a[i], units) for units, (_, repeats) in
+           zip(scanned.segments, scanned.pattern) for i in range(repeats)]
+  leaves = lambda unit: jax.tree.leaves(nnx.to_pure_dict(nnx.state(unit, nnx.Param)))
+  for unit, other in zip(units, [unit for units in unrolled.segments for unit in units], strict=True):
+    jax.tree.map(np.testing.assert_array_equal, leaves(unit), leaves(other))
+  assert len(np.unique([leaves(unit)[0].ravel() for unit in units], axis=0)) == 3
+
+
 class Ones(nnx.Module):
   """An attention that returns ones."""
 
