@@ -11,7 +11,7 @@ from stmoe.cli import main
 
 def test_a_part_of_a_step_needs_its_name(capsys):
   assert main.main(['bench', '--start']) == 2
-  assert capsys.readouterr().err == ('stmoe: start: of which step? nearest: --step lm/stdlib_small --start\n')
+  assert capsys.readouterr().err == 'stmoe: --start: of which step? nearest: --step lm/stdlib_small --start\n'
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def residual_block(case):
   _fill(block, _block(block, '', c['E']), case.group('w.'), case.group('b.'), c['E'])
 
   def run(x, scores):
-    y, seen = block(_last(x), _pathway(scores), c['train'])
+    y, seen = block(_last(x), _pathway(scores), c['train'], jnp.ones(len(x), bool))
     return jnp.moveaxis(y, -1, 1), seen
   y, back, seen = jax.vjp(jax.jit(run), jnp.asarray(case['x']), jnp.asarray(case['scores']), has_aux=True)
   case.assert_close('out', y)
@@ -99,7 +99,7 @@ def router(case):
   _fill(network, _network(network, depths, 0) | dict(fc=head), case.group('w.'), case.group('b.'), 0)
 
   def scores(x):
-    features, seen = network(_last(x), None, c['train'])
+    features, seen = network(_last(x), None, c['train'], jnp.ones(len(x), bool))
     return head.logits(features[None], None)[0], seen
   y, back, seen = jax.vjp(jax.jit(scores), jnp.asarray(case['x']), has_aux=True)
   case.assert_close('scores', y), case.assert_close('grad_x', back(jnp.asarray(case['upstream']))[0])
