@@ -1,5 +1,6 @@
 """What a language model must do of which every block holds what is checked: train, write, and look back."""
 
+import functools
 import typing
 
 from flax import nnx
@@ -23,8 +24,25 @@ def build(**block) -> typing.Any:
   return lookup.recipe('model', fields)(blocks=dict(b=block), rngs=nnx.Rngs(0))
 
 
+def checks(block: typing.Callable[[str, dict], dict]) -> typing.Iterator[typing.Callable[..., None]]:
+  """Yields the three checks below for a kind's file, called with a name and fields.
+
+  block: (name, fields) -> the fields of a block that holds what is checked.
+  """
+  for rule in (every_parameter_has_a_gradient, later_tokens_change_nothing, decoding_says_the_same):
+    yield _of_kind(rule, block)
+
+
+def _of_kind(rule, block):
+  @functools.wraps(rule)
+  def check(name, **fields):
+    rule(**block(name, fields))
+  check.__module__ = block.__module__    # a check of that file
+  return check
+
+
 def every_parameter_has_a_gradient(**block) -> None:
-  """Raises AssertionError unless every parameter has a finite gradient, not 0, in training."""
+  """Every parameter of a model with it has a finite gradient, not 0, in training."""
   model = build(**block)
   for path, g in nnx.to_flat_state(nnx.state(_gradients(model, batch(model)), nnx.Param)):
     assert bool(jnp.all(jnp.isfinite(g[...]))), f'the gradient of {path} is not finite'
@@ -32,7 +50,7 @@ def every_parameter_has_a_gradient(**block) -> None:
 
 
 def later_tokens_change_nothing(**block) -> None:
-  """Raises AssertionError if a later token changes what is said of an earlier one."""
+  """In evaluation no later token changes what a model with it says of an earlier one."""
   model = build(**block)
   given = batch(model)
   late = jnp.arange(T) >= T // 2
@@ -45,7 +63,7 @@ def later_tokens_change_nothing(**block) -> None:
 
 
 def decoding_says_the_same(**block) -> None:
-  """Raises AssertionError unless decoding with a cache says what the whole text does; or is `undecodable`."""
+  """Decoding with a cache says what the whole text does, or `undecodable` is said."""
   model = build(**block)
   if model.decoder.undecodable() is not None:
     return
