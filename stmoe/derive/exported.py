@@ -12,6 +12,7 @@ import ml_collections
 
 from stmoe import errors
 from stmoe import files
+from stmoe import lookup
 from stmoe.data import batches as pipeline
 from stmoe.data import record
 from stmoe.data.text import vocab
@@ -69,6 +70,6 @@ def _copy_vocabulary(target, run, cfg):
     found = pipeline.vocabulary(cfg, found=record.read(run)).files
   except errors.UserError:
     return
-  pieces = 'spiece.model' if cfg.model.name == 't5' else 'tokenizer.model'
+  pieces = 'spiece.model' if cfg.model.name in lookup.having('model', 'decoder') else 'tokenizer.model'
   for name, file in found.items():
     shutil.copyfile(file, target / (pieces if name == vocab.FILE else name))

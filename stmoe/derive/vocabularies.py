@@ -8,6 +8,7 @@ import typing
 import ml_collections
 
 from stmoe import errors
+from stmoe import lookup
 from stmoe.data import record
 from stmoe.data.text import merges
 from stmoe.data.text import tokenizer
@@ -39,7 +40,8 @@ def of(source: pathlib.Path, cfg: ml_collections.ConfigDict, say: Callable) -> t
     say(f'no {tokenizer.FILE} and no SentencePiece model: what reads texts will want '
         '--config.data.vocab=FILE')
     return None
-  extra = cfg.data.extra_ids or (100 if cfg.model.name == 't5' and 'spiece' in file.name else 0)
+  of_t5 = cfg.model.name in lookup.having('model', 'decoder') and 'spiece' in file.name
+  extra = cfg.data.extra_ids or (100 if of_t5 else 0)
   vocabulary = tokenizer.opened(file, extra)
   if vocabulary.vocab_size > cfg.model.vocab_size:
     raise errors.UserError(f'{file} has {vocabulary.vocab_size} ids and config.json vocab_size='

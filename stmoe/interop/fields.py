@@ -76,9 +76,10 @@ def ids(hf, generation, model):
   fields = hf | {key: value for key, value in generation.items() if value is not None}
   ends = fields.get('eos_token_id')
   ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-  first = ('decoder_start_token_id', 'pad_token_id') if model['name'] == 't5' else ('bos_token_id',)
+  encodes = model['name'] in lookup.having('model', 'decoder')
+  first = ('decoder_start_token_id', 'pad_token_id') if encodes else ('bos_token_id',)
   start = next((fields[key] for key in first if fields.get(key) is not None), (*ends, 0)[0])
-  forced = fields.get('forced_bos_token_id') if model['name'] == 't5' else None
+  forced = fields.get('forced_bos_token_id') if encodes else None
   for value in (start, *ends, *([] if forced is None else [forced])):
     if type(value) is not int or not 0 <= value < model['vocab_size']:
       raise errors.UserError(f'config.json: {value!r:.60} among {", ".join(first)}, eos_token_id and '

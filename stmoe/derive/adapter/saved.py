@@ -9,6 +9,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import files as documents
+from stmoe import lookup
 from stmoe.checkpoints import stored
 from stmoe.derive.conversion import exporting
 from stmoe.derive.adapter import places
@@ -99,7 +100,7 @@ def _config(cfg, run, found):
   """The adapter_config.json of a configuration's adapter, but for `_strategy`."""
   low, modules = _low(cfg), sorted({_module(part) for part in found.parts() if part.path[-1] == 'a'})
   base = (_beside(run) or dict(run=str(run)))['run']
-  task = 'CAUSAL_LM' if cfg.model.name != 't5' else 'SEQ_2_SEQ_LM'
+  task = 'SEQ_2_SEQ_LM' if cfg.model.name in lookup.having('model', 'decoder') else 'CAUSAL_LM'
   rate = low.pop('dropout_rate')
   section = _section(cfg)
   if section is None:
