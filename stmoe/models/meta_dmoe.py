@@ -245,7 +245,8 @@ class MetaDmoe(nnx.Module):
     ctx = contract.Context(**contract.numbered(batch['weights'] > 0), key=key, step=jnp.asarray(step),
                            tokens=tokens['encoder'], train=train).fold('encoder')
     losses = self._losses(batch, own, kept, meta, ctx) if train and self.pretrain_steps else {}
-    load = jnp.sum(kept, axis=0) * jnp.float32(self.support)         # images that an expert sees
+    there = jnp.any(batch['weights'] > 0, axis=1)                    # [B], rows that are no filler
+    load = there.astype(jnp.float32) @ kept * self.support           # [M], images that an expert sees
     return logits, {'encoder': contract.Aux(losses=losses, load=load, metrics={})}
 
   def _check(self, x):

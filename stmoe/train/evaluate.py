@@ -73,11 +73,13 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
     scored = opened.num_bytes(batch) if hasattr(opened, 'num_bytes') else None
     num_bytes = None if scored is None else num_bytes + scored
     batch = complete(check.place(batch, plan.mesh))
-    part = jax.device_get(sums(params, state['router_state'], batch, jax.random.fold_in(key, count)))
+    part = sums(params, state['router_state'], batch, jax.random.fold_in(key, count))
     of_batch = part.pop('pictures', {})
-    pictures = pictures or of_batch
-    parts.append(jax.tree.map(np.float64, part))
+    pictures = pictures or jax.device_get(of_batch)
+    _fetch_last(parts)                   # the part before, while the device computes this part
+    parts.append(part)
     tell(count, number)
+  _fetch_last(parts)
   total = targets.together(parts)
   load = total.pop('load')
   if not total['weight']:
@@ -92,6 +94,10 @@ def run(cfg, plan, sums, state, facts, tell=lambda done, number: None, opened=No
   if load:                               # of the whole split: MaxVio_global of arXiv:2408.15664
     values['eval/max_vio'] = float(np.mean([routing.max_vio(layer_load) for layer_load in load.values()]))
   return values | {f'eval/{name}': total[name] / total['weight'] for name in AVERAGED if name in total}
+
+
+def _fetch_last(parts):
+  parts[-1:] = (jax.tree.map(np.float64, jax.device_get(part)) for part in parts[-1:])
 
 
 def measured(cfg, plan, opened):

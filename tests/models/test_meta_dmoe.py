@@ -46,9 +46,8 @@ def learned(model, batch, step):
   return logits, own, grads, aux['encoder'].load
 
 
-@jax.jit
-def evaluated(model, batch):
-  return model(batch)[0]
+evaluated = jax.jit(lambda model, batch: model(batch)[0])
+evaluated_load = jax.jit(lambda model, batch: model(batch)[1]['encoder'].load)
 
 
 def moved(grads, part):
@@ -65,6 +64,12 @@ def test_the_experts_learn_first_and_the_aggregator_through_the_step_of_the_stud
   assert np.abs(logits[:, :, 0] - logits[:, :, 1]).max() > 0.01
   assert not moved(grads, 'experts') and not moved(grads, 'pretrained')
   assert moved(grads, 'aggregator') and moved(grads, 'student') and moved(grads, 'head')
+
+
+def test_rows_of_filler_are_no_load_of_experts():
+  rows = batch()
+  rows['weights'] = rows['weights'] * [[1], [1], [1], [0]]
+  np.testing.assert_array_equal(evaluated_load(model(), rows), [3 * SUPPORT] * 2)
 
 
 def test_the_labels_of_the_support_do_not_count_and_rows_are_apart():
