@@ -116,6 +116,7 @@ def test_of_very_many_classes_the_frequent_ones_are_told(monkeypatch):
   assert rows[-2:] == [['labels=39', '0.500'], ['and 960 more', '']] and len(rows) == 41
 
 
+@pytest.mark.slow
 def test_patches_of_images_are_told_by_class(command, mistake, tmp_path, one_device):
   """A V-MoE that drops choices. The last of its batches is not full: empty rows do not count."""
   folder, (images, batch) = tmp_path / 'run', (6, 4)

@@ -284,6 +284,7 @@ def test_an_encoder_may_need_neighbours():
   assert_cached_equals_whole('t5', model)
 
 
+@pytest.mark.slow
 def test_sinusoidal_positions_and_layer_norms_with_biases():
   """An encoder-decoder of NLLB's form: positions go on where the cached ones end."""
   router = dict(name='gshard', num_experts=3, second_policy='all', token_share=(None, 0.4))

@@ -97,7 +97,7 @@ def test_padding_takes_no_place_and_makes_none():
 
 
 # rmoe remembers over depth. The part of 7 tokens is 4: other than half.
-@pytest.mark.parametrize('router, more', [('smoe', 1), ('rmoe', LENGTH)])
+@pytest.mark.parametrize('router, more', [('smoe', 1), pytest.param('rmoe', LENGTH, marks=pytest.mark.slow)])
 def test_padding_changes_no_token_and_no_loss_inside(router, more):
   made = model(SPARSE | dict(router=dict(name=router, num_experts=4)))
   short = tiny.batch('lm', 2, LENGTH)
