@@ -33,4 +33,5 @@ def get_config(arg=''):
   size, experts, router = common.choose('model', args.model, MODELS)
   c = recipe.pretraining(paper.SIZES[size], experts, paper.OPTIM['ablation_steps'],
                          router=dict(router, capacity_factor=(args.cf, 2.0)))
+  c.losses.update(dict(second_place=(0.0, 'mean')) if args.model == 'moe' else {})
   return common.smoke(c) if args.smoke else c.lock()
