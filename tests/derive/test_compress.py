@@ -112,7 +112,7 @@ def test_a_run_of_a_run_outlives_both_and_says_its_ancestry(start, tmp_path):
   shutil.rmtree(copy)
   shutil.rmtree(tmp_path / 'half')
   lines = list(lineage.lines(tmp_path / 'run'))
-  assert lines[0].startswith('made by merge (keep=0.5, allocation=layer, weights=usage, align=weights, ')
+  assert lines[0].startswith('made by merge (keep=0.5, allocation=layer, by=logits, weights=usage, ')
   assert lines[1].startswith(f'  {tmp_path}/half, step 0 (config ')
   assert lines[2] == '    made by prune (keep=0.5, by=random, seed=0, gates=new) of'
   assert lines[3].startswith(f'      {tmp_path}/copy, step 4 (config ') and 'checkpoint' in lines[3]
