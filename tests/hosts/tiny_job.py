@@ -68,7 +68,7 @@ def take(argv, flag, act):
 
 
 if __name__ == '__main__':
-  experiment.load = load
+  experiment.load, experiment.names_one = load, os.path.isdir
   words = sys.argv[1:]
   if '--set' in words:
     at = words.index('--set')
