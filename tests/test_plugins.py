@@ -424,6 +424,10 @@ WRONG = {
                '  update = lambda grads, state, params, rate, moves=True: params\n'
                '  return optimizers.Optimizer(lambda params: {}, update, {})\n',
                'optimizer mine has an update that returns dict; wanted: (params, state)'),
+    'moves': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
+              '  update = lambda grads, state, params, rate: (params, state)\n'
+              '  return optimizers.Optimizer(lambda params: {}, update, {})\n',
+              'optimizer mine has an update with too many positional arguments; wanted: (grads, state,'),
     'names': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
               '  update = lambda grads, state, params, rate, moves=True: (params, state)\n'
               '  return optimizers.Optimizer(lambda params: dict(mu=params), update, names)\n',
