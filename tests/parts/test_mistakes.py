@@ -55,7 +55,7 @@ def test_a_layer(case):
 def test_what_is_reported(answer):
   probe = Probe(D, answer=answer, rngs=None)
   with pytest.raises(errors.UserError, match=rf'{HERE}: it reported float32\[\]; wanted: None, contract.Aux'):
-    checked.answer(probe, probe, jnp.ones((B, T, D)), CTX, {})
+    checked.answer(probe, jnp.ones((B, T, D)), CTX, {})
 
 
 def test_what_stands_around_a_block():
