@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
@@ -22,6 +24,8 @@ from stmoe.cli import main
 from stmoe.conform import execution
 from stmoe.conform import router as of_routers
 from stmoe.core import banks
+from stmoe.core import checked
+from stmoe.core import contract
 from stmoe.data.text import tasks
 from stmoe.plugins import kinds
 from stmoe.runs import plugged
@@ -424,6 +428,10 @@ WRONG = {
                '  update = lambda grads, state, params, rate, moves=True: params\n'
                '  return optimizers.Optimizer(lambda params: {}, update, {})\n',
                'optimizer mine has an update that returns dict; wanted: (params, state)'),
+    'moves': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
+              '  update = lambda grads, state, params, rate: (params, state)\n'
+              '  return optimizers.Optimizer(lambda params: {}, update, {})\n',
+              'optimizer mine has an update with too many positional arguments; wanted: (grads, state,'),
     'names': ('from stmoe.train import optimizers\n\n\ndef mine(names, shapes, *, b: float = 1.0):\n'
               '  update = lambda grads, state, params, rate, moves=True: (params, state)\n'
               '  return optimizers.Optimizer(lambda params: dict(mu=params), update, names)\n',
@@ -440,6 +448,29 @@ def test_a_function_that_returns_something_else_names_its_file(case, tmp_path):
       schedules.of(ml_collections.ConfigDict(dict(name='mine')), 10)
     else:
       optimizers.of(dict(name='mine'), dict(w=('embed',)), dict(w=jax.ShapeDtypeStruct((2,), 'float32')))
+
+
+@pytest.mark.parametrize('body, says', [
+    ('x', ': it returned float32[1,2,4]; wanted: (y, aux, carry)'),
+    ('(x.absent, None, carry)', ', line 9: DynamicJaxprTracer has no attribute absent'),
+    ('(x, None, 1 / self.half)', ', line 9: division by zero'), ('(x, self.absent, carry)', ', line 9: '),
+])
+def test_a_mistake_of_a_layer_within_another_one_names_its_file(body, says, tmp_path):
+  source = f"""from flax import nnx
+
+
+class Mine(nnx.Module):
+  def __init__(self, d_model, *, half: int = 0, rngs):
+    self.half = half
+
+  def __call__(self, x, ctx, carry):
+    return {body}
+"""
+  path = plugins.add(write(tmp_path, source)).path
+  layer = lookup.recipe('layer', dict(name='shared', d_ff=4, inner=dict(name='mine')))(4, rngs=nnx.Rngs(0))
+  x = jnp.ones((1, 2, 4))
+  with pytest.raises(errors.UserError, match=re.escape(f'{path}{says}')):
+    jax.eval_shape(lambda x: checked.answer(layer, x, contract.Context.of(x), {}), x)
 
 
 def test_an_error_in_the_code_of_a_plugin_is_a_line_of_any_command(tmp_path, capsys, monkeypatch):

@@ -201,8 +201,11 @@ class UnionOfExperts(nnx.Module):
     chosen = jnp.sum(g > 0, dtype=jnp.float32)
     numbers = metrics.routing(logits, jax.nn.softmax(logits, axis=-1), wanted,
                               assignment.cap(wanted, g.shape[1]), ctx.mask, ctx.tokens)
-    met = jnp.sum(assignment.live(wanted) & (wanted.weight > 0), dtype=jnp.float32)
-    load = metrics.load(wanted)
-    unmet = lambda number: 1 - met / jnp.maximum(number, 1)
-    return contract.Aux(losses={}, load=load,
-                        metrics=dict(numbers, drop_frac=unmet(chosen), filled_frac=unmet(load.sum())))
+    live, load = assignment.live(wanted), metrics.load(wanted)
+    met = jnp.sum(live & (wanted.weight > 0), dtype=jnp.float32)
+    unmet = lambda number: contract.mean(number - met, number)
+    # What is chosen is not the load: heads fill up, and leave out what they have no room for.
+    shares = dict(drop_frac=unmet(chosen), filled_frac=unmet(load.sum()),
+                  router_conf=contract.mean(jnp.sum(jnp.where(live, wanted.weight, 0)), load.sum()))
+    return contract.Aux(losses={}, load=load, statistics=shares,
+                        metrics=numbers | {name: share.value for name, share in shares.items()})

@@ -9,4 +9,5 @@ def _block(name, fields):
   return in_model.DENSE | dict(attention=dict(name=name) | generic.needed('attention', name, fields))
 
 
-every_parameter_has_a_gradient, later_tokens_change_nothing, decoding_says_the_same = in_model.checks(_block)
+(every_parameter_has_a_gradient, later_tokens_change_nothing, decoding_says_the_same,
+ reports_of_microbatches_add_up) = in_model.checks(_block)

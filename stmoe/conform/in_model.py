@@ -10,8 +10,11 @@ import numpy as np
 
 from stmoe import lookup
 from stmoe.conform import generic
+from stmoe.core import metrics
 
 B, T, REAL = 3, 7, np.array([4, 1, 3])   # rows, tokens, and tokens of each row's prompt
+WHOLE = np.full(B, T)                    # tokens of rows without padding
+UNEVEN = np.array([7, 7, 2, 3])          # tokens of rows, of which half are a microbatch
 DENSE = dict(layer='dense', d_ff=12)
 SPARSE = dict(layer='moe', router=dict(name='st_moe', num_experts=4, k=2, capacity_factor=(None, None)),
               experts=dict(name='mlp', d_ff=12, init_scale=1.0), executor='einsum')
@@ -25,11 +28,12 @@ def build(**block) -> typing.Any:
 
 
 def checks(block: typing.Callable[[str, dict], dict]) -> typing.Iterator[typing.Callable[..., None]]:
-  """Yields the three checks below for a kind's file, called with a name and fields.
+  """Yields the four checks below for a kind's file, called with a name and fields.
 
   block: (name, fields) -> the fields of a block that holds what is checked.
   """
-  for rule in (every_parameter_has_a_gradient, later_tokens_change_nothing, decoding_says_the_same):
+  for rule in (every_parameter_has_a_gradient, later_tokens_change_nothing, decoding_says_the_same,
+               reports_of_microbatches_add_up):
     yield _of_kind(rule, block)
 
 
@@ -75,12 +79,34 @@ def decoding_says_the_same(**block) -> None:
         'which says why, or a cache of all that is read of earlier tokens'))
 
 
-def batch(model: typing.Any) -> dict[str, jax.Array]:
-  """Returns whole texts [B,T], with what parts of the model read of what is given."""
-  ids = jax.random.randint(jax.random.key(5), (B, T), 1, generic.VOCAB)
-  rows = {f'given/{name}': a[:, 0] for name, a in generic.given(model, B).items()}
-  return rows | dict(decoder_input_tokens=ids, decoder_segment_ids=jnp.ones((B, T), jnp.int32),
-                     decoder_positions=jnp.broadcast_to(jnp.arange(T), (B, T)))
+def reports_of_microbatches_add_up(**block) -> None:
+  """Losses, loads and metrics of training are of the whole batch, in one part or in microbatches."""
+  model, tokens = build(**block), float(UNEVEN.sum())
+  given = batch(model, UNEVEN)
+  halves = [_reported(model, {name: a[part] for name, a in given.items()}, tokens / 2)
+            for part in (slice(0, 2), slice(2, 4))]
+  for name, whole in _reported(model, given, tokens).items():
+    merged = metrics.merge(jax.tree.map(lambda *parts: jnp.stack(parts), *(half[name] for half in halves)))
+    np.testing.assert_allclose(merged.load, whole.load, rtol=1e-5, err_msg='load')
+    for kind in ('losses', 'metrics'):
+      for key, value in getattr(whole, kind).items():
+        np.testing.assert_allclose(getattr(merged, kind)[key], value, rtol=1e-4, atol=1e-6, err_msg=(
+            f'{kind} {key}; wanted: sums over tokens, divided by ctx.tokens, or as core.metrics.merge says'))
+
+
+def batch(model: typing.Any, real: np.ndarray = WHOLE) -> dict[str, jax.Array]:
+  """Returns texts of `real` tokens i32[B] in rows [B,T], with what parts of the model read beside them."""
+  shape = len(real), T
+  mask = jnp.arange(T) < jnp.asarray(real)[:, None]
+  ids = jax.random.randint(jax.random.key(5), shape, 1, generic.VOCAB)
+  rows = {f'given/{name}': a[:, 0] for name, a in generic.given(model, len(real)).items()}
+  return rows | dict(decoder_input_tokens=ids * mask, decoder_segment_ids=mask.astype(jnp.int32),
+                     decoder_positions=jnp.broadcast_to(jnp.arange(T), shape) * mask)
+
+
+@jax.jit
+def _reported(model, given, tokens):
+  return model(given, train=True, tokens=dict(decoder=tokens))[1]
 
 
 @jax.jit

@@ -59,6 +59,11 @@ def evaluation_draws_nothing(name: str, **fields) -> None:
   np.testing.assert_array_equal(_call(layer, x)[0], _call(layer, x, key=jax.random.key(0))[0])
 
 
+def reports_of_microbatches_add_up(name: str, **fields) -> None:
+  """Losses, loads and metrics of training are of the whole batch, in one part or in microbatches."""
+  in_model.reports_of_microbatches_add_up(layer=name, **generic.needed('layer', name, fields))
+
+
 def decoding_says_the_same(name: str, **fields) -> None:
   """Decoding with a cache says what the whole text does, or `undecodable` is said."""
   in_model.decoding_says_the_same(layer=name, **generic.needed('layer', name, fields))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe import plugins
 from stmoe.core import assignment
 from stmoe.core import contract
 from stmoe.errors import UserError
@@ -27,9 +28,13 @@ def file(router: object) -> str:
   """Returns the file of a router, of its class, or of a function, as text: in the package from 'stmoe' on."""
   kind = router if inspect.isclass(router) or inspect.isfunction(router) else type(router)
   try:
-    path = pathlib.Path(inspect.getfile(kind)).resolve()
+    return _shown(inspect.getfile(kind))
   except (TypeError, OSError):                                       # defined in a session
     return kind.__qualname__
+
+
+def _shown(path):
+  path = pathlib.Path(path).resolve()
   return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
@@ -58,13 +63,16 @@ def route(router: contract.Router, x: jax.Array, ctx: contract.Context,
   return routed
 
 
-def answer(layer: typing.Any, call: typing.Callable, x: jax.Array, ctx: contract.Context,
-           carry: contract.Carry) -> typing.Any:
-  """Returns call(x [B,T,D], ctx, carry), the answer of a sub-layer or of what stands around a block.
+def answer(layer: typing.Any, x: jax.Array, ctx: contract.Context, carry: contract.Carry,
+           call: typing.Callable | None = None) -> typing.Any:
+  """Returns layer(x [B,T,D], ctx, carry), the answer of a sub-layer or of what stands around a block.
 
   Raises UserError, with the file of `layer`, for a mistake in it and for a wrong answer.
+
+  Args:
+    call: called in place of the layer; None = the layer itself.
   """
-  given = _run(type(layer), call, x, ctx, carry)
+  given = _run(type(layer), call or layer, x, ctx, carry)
   wrong = next(_wrong_answer(given, x, carry), None)
   if wrong:
     raise UserError(f'{file(layer)}: {wrong}')
@@ -111,7 +119,7 @@ def _wrong_answer(given, x, carry):
 
 
 def _run(kind, call, *args, **kwargs):
-  """`call(*args)`; a mistake in the file of class `kind` on the way becomes a UserError with the line."""
+  """`call(*args)`; a mistake in the file of class `kind`, or in a plugin's, is a UserError with the line."""
   try:
     return call(*args, **kwargs)
   except MISTAKES as error:
@@ -119,11 +127,12 @@ def _run(kind, call, *args, **kwargs):
       path = inspect.getfile(kind)
     except (TypeError, OSError):
       raise error from None
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    if not lines:
+    paths = {path, *(str(plugin.path) for plugin in plugins.known())}              # of what `kind` calls
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in paths]
+    if not places:
       raise
     text = ' '.join(str(error).split()) or type(error).__name__
-    raise UserError(f'{file(kind)}, line {lines[-1]}: {text}') from error
+    raise UserError(f'{_shown(places[-1].filename)}, line {places[-1].lineno}: {text}') from error
 
 
 def told(x: typing.Any) -> str:

@@ -230,11 +230,9 @@ def merge(aux: contract.Aux) -> contract.Aux:
   executed = wanted * (1 - aux.metrics.get('drop_frac', 0))
   over = lambda weights, x: jnp.sum(x * weights) / jnp.where(weights.sum() > 0, weights.sum(), 1)
 
-  statistics = {n: x.together() for n, x in aux.statistics.items()}
-
   def reduce(name, x):
-    if name in statistics:
-      return jnp.mean(statistics[name].value)                        # of several routers, if they are beside
+    if name in aux.statistics:                                       # [M], or [M,H] of H routers side by side
+      return jax.tree.map(jnp.ravel, aux.statistics[name]).together().value
     if name.endswith('_max'):
       return jnp.max(x, 0)
     if name.endswith('_frac'):
@@ -243,4 +241,4 @@ def merge(aux: contract.Aux) -> contract.Aux:
 
   return contract.Aux(losses={n: jnp.mean(x, 0) for n, x in aux.losses.items()}, load=jnp.sum(aux.load, 0),
                       metrics={n: reduce(n, x) for n, x in aux.metrics.items()},
-                      statistics=statistics)
+                      statistics={n: x.together() for n, x in aux.statistics.items()})

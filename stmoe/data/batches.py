@@ -46,7 +46,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import inspect
 import sys
 
 import grain
@@ -54,6 +53,7 @@ import numpy as np
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.core import checked
 from stmoe.data import record as records
 from stmoe.data.text import tasks
 
@@ -158,10 +158,14 @@ def shapes(source, rows):
   Raises UserError, with the source's file, where it describes something else.
   """
   described = source.shapes(rows)
+  if not isinstance(described, dict):
+    raise errors.UserError(f'{checked.file(source)}: shapes({rows}) returned {checked.told(described)}; '
+                           'wanted: dict name -> (shape, dtype)')
   for name, entry in described.items():
-    if not isinstance(entry, tuple) or len(entry) != 2 or tuple(entry[0])[:1] != (rows,):
-      raise errors.UserError(f'{inspect.getfile(type(source))}: shapes({rows}) has {name}={entry!r}; wanted: '
-                             f'(shape, dtype), the shape beginning with {rows}')
+    pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], (tuple, list))
+    if not pair or tuple(entry[0][:1]) != (rows,):
+      raise errors.UserError(f'{checked.file(source)}: shapes({rows}) has {name}={entry!r}; wanted: (shape, '
+                             f'dtype), the shape beginning with {rows}')
   return described
 
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.layers import momentum
 from stmoe.parts import norm
@@ -60,7 +61,7 @@ class AdamMomentum(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    c, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     c = momentum.drop(c, self.dropout_rate, ctx)
     m = momentum.momentum(carry['momentum'], c, self.mu, self.gamma2)              # [B, T, D]
     p, v, u = adam(carry['adam_p'], carry['adam_v'], c, self.beta1, self.beta2, self.gamma1)

@@ -114,8 +114,6 @@ def keys_of(bank: typing.Any, score: str, weighted: bool, normalize: bool) -> ja
 class Blocks(nnx.Module):
   """The router of an `AvgK`: it reads the bank of its layer, and has no arrays of its own."""
 
-  normalize_gates = False
-
   def __init__(self, layer: 'AvgK'):
     self.bank = layer.experts
     self.gate = layer.gate
@@ -125,6 +123,8 @@ class Blocks(nnx.Module):
     self.normalize = layer.normalize
     self.weighted = layer.weighted
     self.gated = layer.gated
+    self.normalize_gates = False if layer.gated else None
+    self.gates_sum = None if layer.gated else layer.k
     self.capacity_factor = layer.capacity_factor
 
   def logits(self, x: jax.Array, ctx: contract.Context) -> jax.Array:

@@ -95,4 +95,4 @@ class ChainOfExperts(nnx.Module):
 
 
 def _call(layer, x, ctx, carry):
-  return layer(x, ctx, carry)
+  return checked.answer(layer, x, ctx, carry)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import modules
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import spatial
@@ -81,7 +82,7 @@ class Gmlp(nnx.Module):
 
     def mix(g):
       rows, real, back = split_sequences(g, ctx.segments, self.sequences)
-      y, aux, _ = self.inner(rows, of_channels(ctx, real, rows.shape[1]), {})
+      y, aux, _ = checked.answer(self.inner, rows, of_channels(ctx, real, rows.shape[1]), {})
       reports.append(aux)
       return back(y)
 

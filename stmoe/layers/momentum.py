@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.core import losses
 from stmoe.core import noise
@@ -56,7 +57,7 @@ class Momentum(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    c, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     c = drop(c, self.dropout_rate, ctx)
     m = momentum(carry['momentum'], c, self.mu, self.gamma)          # [B, T, D]
     y = -m if self.norm is None else self.norm(x - m)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.layers import dense
 
@@ -41,7 +42,7 @@ class PRMoE(nnx.Module):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     with jax.named_scope('residual'):
       residual, _, _ = self.mlp(x, ctx.fold('residual'), {})
-    routed, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    routed, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     if self.w is None or self.b is None:
       return routed + residual, aux, carry
     mix = jax.nn.softmax(x.astype(jnp.float32) @ self.w[...] + self.b[...])        # [B, T, 2]

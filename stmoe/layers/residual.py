@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.layers import momentum
 from stmoe.parts import norm
@@ -28,6 +29,6 @@ class Residual(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    c, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    c, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     c = momentum.drop(c, self.dropout_rate, ctx)
     return self.norm(x + c).astype(x.dtype), aux, carry

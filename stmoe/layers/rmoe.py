@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.layers import dense
 
@@ -33,7 +34,7 @@ class RMoE(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    y, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    y, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     if self.shared is not None:
       shared, _, _ = self.shared(x, ctx.fold('shared'), {})
       y = self.moe_weight * y + self.share_weight * shared

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import momentum
@@ -81,7 +82,7 @@ class RobustMomentum(nnx.Module):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     y = ahead(x, carry['robust_momentum'], self.eta)                 # [B, T, D]
     y = y if self.input_norm is None else self.input_norm(y)
-    c, aux, carry = self.inner(y.astype(x.dtype), ctx.fold('inner'), carry)
+    c, aux, carry = checked.answer(self.inner, y.astype(x.dtype), ctx.fold('inner'), carry)
     c = momentum.drop(c, self.dropout_rate, ctx)
     d = robust(carry['robust_momentum'], c, self.alpha, self.beta)
     y = d if self.norm is None else self.norm(x + d)

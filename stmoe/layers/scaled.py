@@ -5,6 +5,7 @@ import jax
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 
 
@@ -24,5 +25,5 @@ class Scaled(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
-    y, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    y, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     return y * self.omega[...].astype(y.dtype), aux, carry

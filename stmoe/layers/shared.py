@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from stmoe import axes
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.layers import dense
 
@@ -44,5 +45,5 @@ class Shared(nnx.Module):
       if self.gate is not None:
         weight = jax.nn.sigmoid(x.astype(jnp.float32) @ self.gate[...])            # [B, T, 1]
         shared = shared * weight.astype(x.dtype)
-    y, aux, carry = self.inner(x, ctx.fold('inner'), carry)
+    y, aux, carry = checked.answer(self.inner, x, ctx.fold('inner'), carry)
     return shared + y, aux, carry

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from stmoe import axes
 from stmoe import modules
 from stmoe import ranges
+from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.errors import UserError
 from stmoe.layers import moe
@@ -38,7 +39,7 @@ class Shuffled(nnx.Module):
     """Returns (y [B,T,D], aux, carry) for x [B,T,D]."""
     key = ctx.fold('shuffle').key if ctx.train else None
     if key is None:
-      return self.inner(x, ctx, carry)
+      return checked.answer(self.inner, x, ctx, carry)
     batch, length, _ = x.shape
     groups, size = moe.num_groups(batch, length, self.group_size)
     if size % groups:
@@ -49,7 +50,7 @@ class Shuffled(nnx.Module):
     regroup = lambda a: axes.constrain(a.reshape(groups, size, *a.shape[2:]), 'group', *[None] * (a.ndim - 1))
     move = lambda a: deal(permute(regroup(a), order, back)).reshape(a.shape)
     unmove = lambda a: permute(deal(regroup(a)), back, order).reshape(a.shape)
-    y, aux, carry = self.inner(move(x), ctx.each(move), jax.tree.map(move, carry))
+    y, aux, carry = checked.answer(self.inner, move(x), ctx.each(move), jax.tree.map(move, carry))
     return unmove(y), aux, jax.tree.map(unmove, carry)
 
 

@@ -95,7 +95,7 @@ class Block(nnx.Module):
       seen = seen.within(self.window)
     own_ctx = ctx.fold(name).replace(visible=seen, edit=None)
     drawn, own_carry = adapting.drawn(layer, own_ctx), contract.joined(carry, _of(caches, name))
-    y, aux, after = checked.answer(layer, drawn, x, own_ctx, own_carry)
+    y, aux, after = checked.answer(layer, x, own_ctx, own_carry, drawn)
     y = y if ctx.edit is None else ctx.edit(SUB_LAYERS[name][0], y)
     carry, cache = contract.apart(after)
     caches = caches if cache is None else caches | {name: cache}
@@ -200,7 +200,7 @@ class Unit(nnx.Module):
       key = None if ctx.key is None else jax.random.fold_in(ctx.key, first + place)
       change = hidden.changer(edits.get(place, ()), first + place)
       own_ctx, own_carry = ctx.replace(key=key, edit=change), contract.joined(carry, _of(caches, place))
-      x, aux, after = checked.answer(block, block, x, own_ctx, own_carry)
+      x, aux, after = checked.answer(block, x, own_ctx, own_carry)
       x = x if change is None else change(hidden.END, x)
       carry, cache = contract.apart(after)
       caches = caches if cache is None else caches | {place: cache}

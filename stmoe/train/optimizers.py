@@ -5,6 +5,7 @@ and global-norm clipping come from outside: from the schedule and `clip`. So the
 a plain nested dict of statistics and nothing else.
 """
 
+import inspect
 import sys
 from typing import Callable, NamedTuple
 
@@ -56,7 +57,12 @@ def _wrong(made, shapes):
   if of(state) != of(made.names, axes.is_names):
     return (f'has names of {entries(made.names)}; wanted: logical axes of its state, a tree like it: '
             f'{entries(state)}')
-  after = jax.eval_shape(made.update, shapes, state, shapes, jax.ShapeDtypeStruct((), jnp.float32))
+  scalars = [jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, bool)]
+  try:
+    inspect.signature(made.update).bind(shapes, state, shapes, *scalars)
+  except TypeError as error:
+    return f'has an update with {error}; wanted: (grads, state, params, rate, moves) -> (params, state)'
+  after = jax.eval_shape(made.update, shapes, state, shapes, *scalars)
   if of(after) != of((shapes, state)):
     said = f'({"; ".join(map(entries, after))})' if isinstance(after, tuple) else checked.told(after)
     return f'has an update that returns {said}; wanted: (params, state), as they were given'

@@ -11,6 +11,7 @@ from stmoe.analysis import flops
 from stmoe.attention import attention
 from stmoe.attention import union_of_experts
 from stmoe.configs import common
+from stmoe.core import metrics
 from stmoe.parts import rotary
 from stmoe.parts import visible
 from stmoe.surgery import union_of_experts as surgery
@@ -82,6 +83,18 @@ def test_who_looks_ahead():
   with pytest.raises(errors.UserError, match="in a causal stack .* nearest: select='causal'"):
     call(build())
   assert 'later ones too' in build().undecodable and build(select='causal').undecodable is None
+
+
+def test_numbers_of_microbatches_are_those_of_the_batch():
+  mask = jnp.arange(T) < jnp.array([T, T, 2, 3])[:, None]
+  x = jax.random.normal(jax.random.key(3), (4, T, D))
+  layer = build(allow_causal=True)
+  tell = lambda rows, parts: call(layer, x[rows], mask=mask[rows], tokens=mask.sum() / parts)[1]
+  whole, halves = tell(slice(None), 1), [tell(slice(first, first + 2), 2) for first in (0, 2)]
+  merged = metrics.merge(jax.tree.map(lambda *parts: jnp.stack(parts), *halves))
+  assert 0 < whole.metrics['drop_frac'] < 1 and 0 < whole.metrics['filled_frac'] < 1
+  for name, value in whole.metrics.items():
+    np.testing.assert_allclose(merged.metrics[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_two_packed_rows_are_two_rows():

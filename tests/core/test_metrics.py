@@ -64,6 +64,10 @@ def test_a_metric_with_a_statistic_of_its_name_is_the_statistic_s_value():
   aux = contract.Aux(losses={}, load=jnp.array([[6.0, 2.0], [0.0, 0.0]]), statistics=dict(gap=gap),
                      metrics=dict(gap=jnp.array([0.75, 0.0])))
   assert metrics.merge(aux).metrics['gap'] == 0.75
+  # Of two routers side by side, as of heads: 6 of 11 in all, whatever each of them counted.
+  gap = contract.mean(jnp.array([[3.0, 0.0], [1.0, 2.0]]), jnp.array([[4.0, 1.0], [4.0, 2.0]]))
+  aux = aux.replace(statistics=dict(gap=gap), metrics=dict(gap=jnp.array([0.6, 0.75])))
+  np.testing.assert_allclose(metrics.merge(aux).metrics['gap'], 6 / 11, rtol=1e-6)
 
 
 def test_merge_takes_maxima_means_and_shares_of_the_load():

@@ -9,6 +9,7 @@ import pytest
 from stmoe import errors
 from stmoe import lookup
 from stmoe import modules
+from stmoe.core import contract
 from stmoe.layers import avg_k
 from tests.layers import calls
 
@@ -32,6 +33,15 @@ def test_the_mean_key_scores_as_the_mean_of_pre_activations():
   layer, x = make(), calls.inputs(D)
   means = jnp.einsum('gsd,bdf->gsbf', x, layer.experts.wi[...]).mean(-1)
   np.testing.assert_allclose(layer.router.logits(x, calls.context()), means, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('gated, said', [(False, (None, 2)), (True, (False, None))])
+def test_what_gates_add_up_to_is_said(gated, said):
+  """Upcycling divides by it: k copies of a dense layer that are not weighted are k times the layer."""
+  layer = make(gated=gated)
+  assert tuple(contract.offered(layer.router, name) for name in ('normalize_gates', 'gates_sum')) == said
+  a = layer.router(calls.inputs(D), calls.context(), {}).assignment
+  assert bool((a.masks()[1].sum(axis=(2, 3)) == layer.k).all()) != gated
 
 
 @pytest.mark.parametrize('fields', [{}, dict(gated_cells=True, activation='silu')])

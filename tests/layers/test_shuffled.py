@@ -14,11 +14,12 @@ from stmoe.layers import shuffled
 
 B, T, D, SIZE = 4, 8, 4, 8                                           # 4 groups of 8, two tokens to each group
 X = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+ROWS = np.pad(X, [(0, 0), (0, 0), (0, 6)])                           # with room for what a layer saw
 KEYS = [jax.random.key(seed, impl='unsafe_rbg') for seed in range(2)]          # compiles fast
 
 
 class Spy(nnx.Module):
-  """A layer that returns what it saw: its input plus, per token, everything of the context."""
+  """A layer that returns what it saw: its input and, in the room beside, everything of the context."""
 
   def __init__(self, d_model, *, rngs):
     self.router, self.group_size = 'none', SIZE
@@ -26,7 +27,7 @@ class Spy(nnx.Module):
   def __call__(self, x, ctx, carry):
     seen = jnp.stack([ctx.ids, ctx.positions, ctx.segments, ctx.mask], axis=-1).astype(jnp.float32)
     places = jnp.arange(B * T, dtype=jnp.float32).reshape(B, T)      # where the token is now
-    return jnp.concatenate([x, seen, carry['memory'], places[..., None]], axis=-1), None, carry
+    return jnp.concatenate([x[..., :D], seen, carry['memory'], places[..., None]], axis=-1), None, carry
 
 
 def context(**fields):
@@ -51,7 +52,7 @@ def build_spy():
 def spied(**fields):
   ctx = context(**fields)
   carry = dict(memory=ctx.ids[..., None] * 10.0)
-  y, _, after = run(build_spy(), X, ctx, carry)
+  y, _, after = run(build_spy(), ROWS, ctx, carry)
   np.testing.assert_array_equal(after['memory'], carry['memory'])
   return ctx, np.asarray(y)
 
@@ -106,10 +107,10 @@ def test_a_layer_without_router_is_refused():
 def test_on_several_devices_tokens_travel_in_all_to_alls_only():
   """And come to the same places as on one."""
   spy, ctx = build_spy(), context(train=True, key=KEYS[0])
-  want = run(spy, X, ctx, dict(memory=ctx.ids[..., None] * 10.0))[0]
+  want = run(spy, ROWS, ctx, dict(memory=ctx.ids[..., None] * 10.0))[0]
   with axes.use(axes.make_mesh(data=2, expert=2, devices=jax.devices()[:4])):
     rows = jax.NamedSharding(jax.sharding.get_mesh(), axes.spec(('batch',)))
-    x, memory = (jax.device_put(a, rows) for a in (X, ctx.ids[..., None] * 10.0))
+    x, memory = (jax.device_put(a, rows) for a in (ROWS, ctx.ids[..., None] * 10.0))
     compiled = jax.jit(run).lower(spy, x, ctx, dict(memory=memory)).compile()
     np.testing.assert_array_equal(compiled(spy, x, ctx, dict(memory=memory))[0], want)
   text = compiled.as_text()

@@ -19,7 +19,7 @@ from stmoe.data.text import tasks
 
 ENDINGS = ('.png', '.jpg', '.jpeg')
 # Our split -> what a folder in data.files may call it; without any, every tenth image is held out.
-SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'val', 'test')}
+SPLITS = {'train': ('train', 'training'), 'validation': ('validation', 'valid', 'val', 'test')}
 
 
 def keep(files, cache_dir='', classes=()):
@@ -67,16 +67,25 @@ def _folders(files):
             for split, names in SPLITS.items()}
   if all(inside.values()):
     return {split: candidates[0] for split, candidates in inside.items()}
+  alone = next((path for path in sum(inside.values(), []) if any(_folders_in(path))), None)
+  if alone is not None:                  # a class may be called so, and holds its images itself
+    missing = next(names for split, names in SPLITS.items() if not inside[split])
+    raise errors.UserError(f'data.files: {alone} holds folders, as of classes, and there is no folder '
+                           f'{" or ".join(missing)} beside; nearest: data.files={alone}')
   return dict(train=paths[0])
 
 
+def _folders_in(folder):
+  """The folders in a folder, in order, without hidden ones."""
+  return (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith('.'))
+
+
 def _classes(folder):
-  """Dict class -> its images in order; hidden files and files with other endings are passed over."""
-  found = {}
-  for path in sorted(folder.iterdir()):
-    if path.is_dir() and not path.name.startswith('.'):
-      found[path.name] = [file for file in sorted(path.rglob('*'))
-                          if file.suffix.lower() in ENDINGS and not file.name.startswith('.')]
+  """Dict class -> its images in order; what is hidden and files with other endings are passed over."""
+  hidden = lambda inside: any(part.startswith('.') for part in inside.parts)
+  found = {path.name: [file for file in sorted(path.rglob('*'))
+                       if file.suffix.lower() in ENDINGS and not hidden(file.relative_to(path))]
+           for path in _folders_in(folder)}
   if not any(found.values()):
     raise errors.UserError(f'{folder}: no folder in it holds an image; wanted: a folder for each class, with '
                            f'files {", ".join(ENDINGS)}')

@@ -207,11 +207,22 @@ def test_a_folder_of_images_has_a_folder_for_each_class(pictures):
   np.testing.assert_allclose(batch['image'][3], 30 / 127.5 - 1, rtol=1e-6)
   [held_out] = pipeline.eval_batches(cfg)
   assert held_out['labels'][:2, 0].tolist() == [0, 1]
-  both = pictures('both/train', b=2, a=1), pictures('both/val', b=3)
+  both = pictures('both/train', b=2, a=1), pictures('both/valid', b=3)
   for files in (both, (both[0].removesuffix('/train'),)):
     cfg = config(task='folder', files=files, channels=3)
     assert pipeline.info(cfg)['num_images'] == dict(train=3, validation=3)
     assert list(pipeline.eval_batches(cfg))[0]['labels'][:3, 0].tolist() == [1] * 3
+
+
+def test_a_class_may_be_called_as_a_split_and_what_is_hidden_is_no_image(pictures):
+  folder = pictures(train=10, tram=10)
+  pictures('pictures/tram/.checkpoints', copies=10)
+  assert pipeline.info(config(task='folder', files=(folder,), channels=3))['num_images']['train'] == 18
+  pictures('one/train', cat=10, ant=10)
+  one = pictures('one', holdout=10)
+  said = 'one/train holds folders, as of classes, and there is no folder validation or valid or val or test'
+  with pytest.raises(errors.UserError, match=f'{said} beside; nearest: data.files=.*one/train'):
+    pipeline.source(config(task='folder', files=(one,), channels=3))
 
 
 def test_a_run_keeps_the_numbers_of_its_classes(pictures, tmp_path):
