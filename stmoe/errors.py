@@ -23,14 +23,17 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def of_file(path: typing.Any) -> typing.Iterator[None]:
-  """Makes a UserError, which names the line of file `path`, of what the user's code there raises."""
+def of_file(path: typing.Any, *imported: typing.Any) -> typing.Iterator[None]:
+  """Makes a UserError of what the user's code in file `path` raises; it names the line there.
+
+  imported: files of the user's own, too, in which a line may be the innermost.
+  """
   try:
     yield
   except UserError:
     raise
   except Exception as error:             # whatever the code of somebody else does
-    raise UserError(placed(error, [path]) or f'{path}: {_told(error)}') from error
+    raise UserError(placed(error, [path, *imported]) or f'{path}: {_told(error)}') from error
 
 
 def placed(error: BaseException, paths: typing.Iterable) -> str:

@@ -113,6 +113,10 @@ def test_a_file_may_hold_several_kinds_which_are_one_module(tmp_path):
   plugins.add(write(tmp_path, SOURCES['router'] + score.replace('1.0', '2.0')))
   assert lookup.module('metric', 'mine').score([], []) == dict(mine=2.0)
   assert not lookup.available('metric').count('mine') > 1
+  user = 'from stmoe.metrics import mine\nfrom stmoe.routers import mine as same\n'
+  plugins.add(write(tmp_path, user + SOURCES['layer'].replace('Mine', 'Other'), 'other'))
+  plugins.add(write(tmp_path, SOURCES['router'] + score))
+  assert lookup.module('layer', 'other').mine is lookup.module('layer', 'other').same
 
 
 def test_a_line_says_what_a_class_is_where_its_text_leaves_that_open(tmp_path):
@@ -126,6 +130,18 @@ def test_plugins_import_one_another_from_the_folders_of_their_kinds(tmp_path):
   user = 'from stmoe.routers import mine\n' + SOURCES['layer'].replace('Mine', 'Other') + '  of = mine.Mine\n'
   plugins.add(write(tmp_path, user, 'other'))
   assert lookup.constructor('layer', 'other').of is lookup.constructor('router', 'mine')
+  plugins.add(write(tmp_path, SOURCES['router'] + 'DEPTH = 2\n'))      # read again, with who uses it
+  assert lookup.constructor('layer', 'other').of is lookup.constructor('router', 'mine')
+  plugins.add(write(tmp_path, user + '  depth = mine.DEPTH\n', 'other'))
+  assert lookup.constructor('layer', 'other').depth == 2
+
+
+def test_an_error_of_a_plugin_that_another_imports_names_its_own_line(tmp_path):
+  path = plugins.add(write(tmp_path, SOURCES['router'] + '1 / 0\n')).path
+  plugins.add(write(tmp_path, 'from stmoe.routers import mine\n' + SOURCES['layer'].replace('Mine', 'Other'),
+                    'other'))
+  with pytest.raises(errors.UserError, match=f'^{path}, line .*: ZeroDivisionError'):
+    lookup.module('layer', 'other')
 
 
 def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path):
