@@ -144,7 +144,7 @@ def test_an_error_of_a_plugin_that_another_imports_names_its_own_line(tmp_path):
     lookup.module('layer', 'other')
 
 
-def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path):
+def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path, capsys):
   held = ('from stmoe import ranges\n\n'
           'def held(step, *, peak: float, total_steps, warmup_steps: int, end_fraction: ranges.Positive):\n'
           '  return peak * end_fraction + 0 * step\n')
@@ -153,8 +153,22 @@ def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path):
   assert lookup.bind(schedules, 'schedule', cfg.schedule, total_steps=9)(2) == cfg.schedule.peak / 2
   with pytest.raises(errors.UserError, match='schedule.end_fraction=0.0: expected a number above 0'):
     experiment.load('lm/quickstart:method=switch', ['schedule.name=held', 'schedule.end_fraction=0'])
+  assert lookup.fields('schedule', 'held')['end_fraction'].default is declared.REQUIRED
+  assert main.main(['check', f'{tmp_path}/held.py:end_fraction=0.5']) == 0
+  assert main.main(['show', 'held']) == 0
+  assert main.main(['check', f'{tmp_path}/held.py:end_fractio=0.5']) == 2
+  out, err = capsys.readouterr()
+  assert '1 of 1 passed\nheld, of kind schedule: ' in out
+  assert "held has no field 'end_fractio'; nearest: end_fraction" in err
   with pytest.raises(errors.UserError, match='stmoe.train.schedules.cosine already'):
     plugins.add(write(tmp_path, held.replace('held', 'cosine'), 'cosine'))
+
+
+def test_the_code_of_an_optimizer_or_a_schedule_that_is_not_named_does_not_run(tmp_path):
+  plugins.add(write(tmp_path, '1 / 0\n\n\ndef held(step, *, peak: float):\n  return peak\n', 'held'))
+  assert schedules.of(ml_collections.ConfigDict(dict(name='constant', value=2.0)), 10)(3) == 2.0
+  with pytest.raises(errors.UserError, match="'helt' does not exist; nearest: held "):
+    schedules.of(ml_collections.ConfigDict(dict(name='helt', value=2.0)), 10)
 
 
 def test_fields_are_those_of_the_file(tmp_path):
@@ -184,6 +198,9 @@ def test_a_task_of_a_plugin_is_a_task(tmp_path):
     ('mine', 'class Mine:\n  pass\n', "does not tell what Mine is; .* PLUGIN = 'head'; wanted: "),
     ('mine', 'def score(predictions, examples):\n  return {}\n',
      r'has score\(predictions, examples\); wanted of the kind metric: score\(examples, predictions, '),
+    ('mine', "PLUGIN = 'schedule'\n\n\ndef mine(count):\n  return count\n",
+     r"line 1: PLUGIN='schedule' is no kind of classes; wanted: mine\(step, \.\.\.\)"),
+    ('mine', "PLUGIN = 'family'\n" + SOURCES['layer'], r'wanted: ARCHITECTURE = \.\.\. and configure\(hf, '),
     ('mine', 'class Mine(:\n', 'is no Python'),
     ('switch', SOURCES['router'].replace('Mine', 'Switch'), 'there is a module stmoe.routers.switch already'),
     ('trace', SOURCES['router'].replace('Mine', 'Trace'), 'there is a module stmoe.routers.trace already'),
