@@ -13,6 +13,7 @@ import jax
 import ml_collections
 import pytest
 
+from stmoe import conform
 from stmoe import declared
 from stmoe import errors
 from stmoe import experiment
@@ -507,6 +508,13 @@ def test_a_metric_that_gives_no_numbers_names_its_file(given, wanted, tmp_path):
   path = plugins.add(write(tmp_path, f'def score(examples, predictions):\n  return {given!r}\n')).path
   with pytest.raises(errors.UserError, match=f'{path}: score returned {wanted}; wanted: dict name -> number'):
     taskscore.score(['mine'], [dict(references=['a'])], ['b'])
+
+
+def test_a_metric_that_fails_on_wrong_predictions_does_not_pass_its_checks(tmp_path):
+  source = 'def score(examples, predictions):\n  return dict(mine=float(predictions[0]))\n'
+  path, said = plugins.add(write(tmp_path, source)).path, []
+  assert conform.failures('metric', 'mine', {}, lambda title, wrong: said.append(wrong)) == 1
+  assert said == [f"{path}, line 2: ValueError: could not convert string to float: ''"]
 
 
 def test_an_executor_that_returns_another_shape_names_its_file(tmp_path):
