@@ -90,11 +90,18 @@ def given(cfg, asked, size):
     asked: entries (place, ids, fields), at most `size`; rows behind them are as the last of them. What no
       line has is left out.
   Raises:
-    UserError: naming a line that lacks what others have, or has it in another shape.
+    UserError: naming a line that lacks what others have, or has it in another shape or by another name.
   """
+  shapes = {name: entry for name, entry in lookup.source(cfg.data).shapes(size).items()
+            if name.startswith('given/')}
+  for place, _, fields in asked:
+    for name in fields:
+      if name.startswith('given/') and name not in shapes:
+        raise errors.UserError(f'{place}: {lookup.titled(cfg.data)} has no {name!r}'
+                               f'{errors.nearest(name, shapes)} (it has: {", ".join(shapes) or "none"})')
   arrays = {}
-  for name, (shape, dtype) in lookup.source(cfg.data).shapes(size).items():
-    if name.startswith('given/') and any(name in fields for _, _, fields in asked):
+  for name, (shape, dtype) in shapes.items():
+    if any(name in fields for _, _, fields in asked):
       wanted = f'{np.dtype(dtype)}{list(shape[1:])}'
       values = [_value(place, fields, name, shape[1:], dtype, wanted) for place, _, fields in asked]
       arrays[name] = np.stack(values + [values[-1]] * (size - len(values)))
@@ -106,10 +113,11 @@ def _value(place, fields, name, shape, dtype, wanted):
   if name not in fields:
     raise errors.UserError(f'{place} has no {name!r}, which other lines have; wanted: {wanted}')
   try:
-    value = np.asarray(fields[name]).astype(dtype, casting='same_kind')
-  except (TypeError, ValueError):
+    said = np.asarray(fields[name])
+    value = said.astype(dtype, casting='same_kind')
+  except (TypeError, ValueError, OverflowError):
     value = None
-  if value is None or value.shape != tuple(shape):
+  if value is None or value.shape != tuple(shape) or value.dtype.kind in 'iu' and np.any(value != said):
     raise errors.UserError(f'{place}: {name}={fields[name]!r}; wanted: {wanted}')
   return value
 
@@ -244,6 +252,7 @@ def _tokenised(cfg, vocabulary, prompts, trained):
   asked = ((place, _ids(cfg, vocabulary, place, text), fields) for place, text, fields in prompts)
   begun = list(asked if isinstance(prompts, collections.abc.Sequence) else itertools.islice(asked, 1))
   _fit(cfg, begun, trained)
+  given(cfg, begun, len(begun))
   return itertools.chain(begun, asked)
 
 
