@@ -50,7 +50,7 @@ def prompted(place, fields, talk=False):
   try:
     if talk and 'messages' in fields:
       return chat.checked(fields)
-    if not isinstance(fields.get('inputs'), str):
+    if not isinstance(fields, dict) or not isinstance(fields.get('inputs'), str):
       raise ValueError('is no object with a text "inputs"' + ' or with "messages"' * talk)
   except ValueError as error:
     raise errors.UserError(f'{place} {error}') from None
