@@ -22,8 +22,10 @@ from stmoe import plugins
 from stmoe.cli import main
 from stmoe.conform import execution
 from stmoe.conform import router as of_routers
+from stmoe.conform import strategy as of_strategies
 from stmoe.core import banks
 from stmoe.data.text import tasks
+from stmoe.decode import generate
 from stmoe.plugins import kinds
 from stmoe.runs import plugged
 from stmoe.train import optimizers
@@ -515,6 +517,24 @@ def test_a_metric_that_fails_on_wrong_predictions_does_not_pass_its_checks(tmp_p
   path, said = plugins.add(write(tmp_path, source)).path, []
   assert conform.failures('metric', 'mine', {}, lambda title, wrong: said.append(wrong)) == 1
   assert said == [f"{path}, line 2: ValueError: could not convert string to float: ''"]
+
+
+STRATEGY = """import jax.numpy as jnp
+
+
+class Mine:
+  def check(self, model):
+    pass
+
+  def __call__(self, model, batch, length, key):
+    return jnp.ones((len(batch['decoder_positions']), length), jnp.int32)
+"""
+
+
+def test_a_strategy_need_not_know_what_ends_a_text(tmp_path):
+  assert plugins.add(write(tmp_path, STRATEGY)).kinds == ('strategy',)
+  assert generate.ending(dict(name='mine'), None, None) == dict(name='mine')
+  assert not of_strategies._ends('mine') and of_strategies._ends('sample')
 
 
 def test_an_executor_that_returns_another_shape_names_its_file(tmp_path):

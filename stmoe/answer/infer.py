@@ -196,7 +196,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     cfg:     the run's configuration; path: its directory.
     prompts: iterable of (place, prompt, fields), see `read`. Of a sequence all are looked at before anything
       is compiled, else the first.
-    decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
+    decode:  name and fields of a strategy; eos_id is the model's, see `generate.ending`.
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
     watch:   called with every batch, see `recorder.Texts`.
@@ -222,7 +222,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     asked = _tokenised(cfg, vocabulary, prompts, trained)
     ends = generate.ends(cfg, vocabulary)
     told = Told(vocabulary, ends, tell) if tell else None
-    program = generate.make(plan, dict(eos_id=ends) | dict(decode), length, told)
+    program = generate.make(plan, generate.ending(decode, cfg, vocabulary), length, told)
     at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     limit = cfg.data.get('inputs_length') or cfg.data.length

@@ -151,10 +151,8 @@ def _writer(cfg, plan, rower):
   if 'decode' not in cfg:
     raise errors.UserError(f"eval.methods: 'decode' is for models that write texts; {cfg.model.name} writes "
                            'none; nearest: rank')
-  strategy = dict(cfg.decode)
-  if 'eos_id' in lookup.fields('strategy', strategy['name']):
-    strategy.setdefault('eos_id', generate.ends(cfg, rower.vocabulary))
-  return generate.make(plan, strategy, cfg.data.get('targets_length') or cfg.data.length // 2)
+  decode = generate.ending(cfg.decode, cfg, rower.vocabulary)
+  return generate.make(plan, decode, cfg.data.get('targets_length') or cfg.data.length // 2)
 
 
 def _rows(method, examples):
