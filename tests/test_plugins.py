@@ -19,6 +19,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe import plugins
+from stmoe.cli import check
 from stmoe.cli import main
 from stmoe.conform import execution
 from stmoe.conform import router as of_routers
@@ -339,6 +340,15 @@ def test_check_says_of_each_test_whether_it_passed(tmp_path, capsys):
   assert main.main(['check', str(write(tmp_path, unsteady, 'unsteady'))]) == 1
   out = capsys.readouterr().out
   assert 'FAILED  A task made twice has the same fingerprint' in out and '1 failed' in out
+
+
+def test_fields_are_given_to_the_checks_of_a_class_alone(tmp_path):
+  score = 'def score(examples, predictions):\n  return dict(mine=1.0)\n'
+  plugins.add(write(tmp_path, SOURCES['router'] + score))
+  assert check._fields(('metric', 'router'), 'mine', 'k=1') == dict(metric={}, router=dict(k=1))
+  assert check._fields(('metric', 'router'), 'mine', '') == dict(metric={}, router={})
+  with pytest.raises(errors.UserError, match='mine:k=1: metric takes no fields here'):
+    check._fields(('metric',), 'mine', 'k=1')
 
 
 @pytest.mark.parametrize('words, says', [

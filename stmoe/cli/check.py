@@ -29,7 +29,7 @@ def add_arguments(parser):
 def run(args):
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   held, name, listing = _named(args.name, args.kind)
-  each = {kind: _fields(kind, name, listing) for kind in held}
+  each = _fields(held, name, listing)
   from stmoe.conform import execution
   with execution.small_blocks():
     failed = sum(_check(kind, name, fields) for kind, fields in each.items())
@@ -77,11 +77,12 @@ def _kind_of(name):
                          'a file of your own ends in .py')
 
 
-def _fields(kind, name, listing):
-  """Fields 'k=2,hidden=8' as their ranges read them."""
-  if listing and not lookup.fields(kind, name):
-    raise errors.UserError(f'stmoe check {name}:{listing}: {kind} takes no fields here')
-  return lookup.spelled(kind, f'{name}:{listing}')[1] if listing else {}
+def _fields(held, name, listing):
+  """Dict kind -> fields 'k=2,hidden=8' as their ranges read them, of kinds that are classes or choices."""
+  taking = [kind for kind in held if listing and kind not in kinds.AT_TOP and lookup.fields(kind, name)]
+  if listing and not taking:
+    raise errors.UserError(f'stmoe check {name}:{listing}: {" and ".join(held)} takes no fields here')
+  return {kind: lookup.spelled(kind, f'{name}:{listing}')[1] if kind in taking else {} for kind in held}
 
 
 def _sayer():
