@@ -182,8 +182,13 @@ def nested(section: typing.Any) -> typing.Iterator:
 
 
 def fields(kind: str, name: str) -> dict[str, declared.Field]:
-  """Returns dict field -> `declared.Field` of the class, or of the function, `name`; {} if it is neither."""
+  """Returns dict field -> `declared.Field` of the class, or of the function, `name`; {} if it is neither.
+
+  Of kinds that are told by functions at the top of a file, see `options`.
+  """
   check(kind, name)
+  if kind in kinds.AT_TOP:               # a class in the file is of another kind
+    return {}
   package = home(kind, name)
   found = (declared.of_functions(package)[name] if kind in kinds.MODULES else
            declared.of_class(package, name) or {})

@@ -347,6 +347,7 @@ def test_fields_are_given_to_the_checks_of_a_class_alone(tmp_path):
   plugins.add(write(tmp_path, SOURCES['router'] + score))
   assert check._fields(('metric', 'router'), 'mine', 'k=1') == dict(metric={}, router=dict(k=1))
   assert check._fields(('metric', 'router'), 'mine', '') == dict(metric={}, router={})
+  assert not lookup.fields('metric', 'mine') and lookup.fields('router', 'mine')
   with pytest.raises(errors.UserError, match='mine:k=1: metric takes no fields here'):
     check._fields(('metric',), 'mine', 'k=1')
 

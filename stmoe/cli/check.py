@@ -79,7 +79,7 @@ def _kind_of(name):
 
 def _fields(held, name, listing):
   """Dict kind -> fields 'k=2,hidden=8' as their ranges read them, of kinds that are classes or choices."""
-  taking = [kind for kind in held if listing and kind not in kinds.AT_TOP and lookup.fields(kind, name)]
+  taking = [kind for kind in held if listing and lookup.fields(kind, name)]
   if listing and not taking:
     raise errors.UserError(f'stmoe check {name}:{listing}: {" and ".join(held)} takes no fields here')
   return {kind: lookup.spelled(kind, f'{name}:{listing}')[1] if kind in taking else {} for kind in held}
