@@ -272,25 +272,26 @@ class Run:
     """Returns the lines of metrics.jsonl as a pandas.DataFrame; `history.lines` has them without pandas."""
     return _pandas().DataFrame(self.history.lines)
 
-  def generate(self, prompts: Texts | collections.abc.Sequence[Batch], length: int = 64,
+  def generate(self, prompts: Texts | Batch | collections.abc.Sequence[Batch], length: int = 64,
                **decode) -> typing.Any:
     """Returns the text that the model adds to a prompt, or the list of texts that it adds to several.
 
     Args:
-      prompts: a text, texts, or dicts with what routers are given: [{'inputs': 'a', 'given/domain': 1}].
+      prompts: one or several, texts or dicts with what routers are given: {'inputs': 'a', 'given/domain': 1}.
       length: most tokens of a text.
       decode: name and fields of a strategy: name='sample', temperature=0.8; greedy where nothing is said.
     """
     if self.model is not self._opened:
       raise errors.UserError('generate writes with the checkpoint, and run.model was replaced since; logits, '
                              'routing and table are those of the model that is there now')
-    several = [prompts] if isinstance(prompts, str) else list(prompts)
+    alone = isinstance(prompts, (str, dict))
+    several = [prompts] if alone else list(prompts)
     texts = interactive.generate(self.path, several, dict(name='greedy') | decode, length, self.step)
-    return texts[0] if isinstance(prompts, str) else texts
+    return texts[0] if alone else texts
 
   def batches(self, overrides: collections.abc.Mapping | collections.abc.Sequence[str] = ()
               ) -> typing.Iterator[Batch]:
-    """Yields the batches of evaluation, in order; the last is filled up with rows whose `weights` are 0.
+    """Yields the batches of evaluation, in order; the last is filled up with rows of weight or segment 0.
 
     Args:
       overrides: as of `train`, for other data: {'data.files': 'new.csv,new.csv'} is every row of the file,

@@ -119,8 +119,7 @@ def called_with(package, name, function=None):
   function: name of a function whose arguments are meant instead. None without such a class or function.
   """
   if function:
-    found = next((node for node in _tree(file(package, name)).body
-                  if isinstance(node, ast.FunctionDef) and node.name == function), None)
+    found = next((node for node in _functions(file(package, name)) if node.name == function), None)
     return found and [argument.arg for argument in found.args.args]
   call = _called(package, name, '__call__')
   return call and [argument.arg for argument in call[1].args.args[1:]]
@@ -131,19 +130,25 @@ def has_method(package: str, name: str, method: str) -> bool:
   return _called(package, name, method) is not None
 
 
-def of_functions(module):
-  """Returns dict name -> dict field -> Field of the public functions of a module that have fields.
+def functions(module):
+  """Returns dict name -> (file, function) of the public functions of a module that have fields.
 
   `module` is dotted: 'stmoe.train.schedules'. Plugins beside its functions count: one called like its file.
   """
-  package, _, name = module.rpartition('.')
-  path = file(package, name)
-  found = {node.name: _fields(path, node) for node in _tree(path).body
-           if isinstance(node, ast.FunctionDef) and not node.name.startswith('_') and node.args.kwonlyargs}
-  for own, plugin in plugins.files(module).items():
-    function = next(node for node in _tree(plugin).body if getattr(node, 'name', '') == own)
-    found[own] = _fields(plugin, function)
-  return found
+  path = file(*module.rpartition('.')[::2])
+  found = {node.name: (path, node) for node in _functions(path)
+           if not node.name.startswith('_') and node.args.kwonlyargs}
+  return found | {name: (plugin, node) for name, plugin in plugins.files(module).items()
+                  for node in _functions(plugin) if node.name == name}
+
+
+def _functions(path):
+  return [node for node in _tree(path).body if isinstance(node, ast.FunctionDef)]
+
+
+def of_functions(module):
+  """Returns dict name -> dict field -> Field of what `functions` returns."""
+  return {name: _fields(*place) for name, place in functions(module).items()}
 
 
 def of_function(package, name, function):

@@ -23,14 +23,17 @@ class Damaged(UserError):
 
 
 @contextlib.contextmanager
-def of_file(path: typing.Any) -> typing.Iterator[None]:
-  """Makes a UserError, which names the line of file `path`, of what the user's code there raises."""
+def of_file(path: typing.Any, *imported: typing.Any) -> typing.Iterator[None]:
+  """Makes a UserError of what the user's code in file `path` raises; it names the line there.
+
+  imported: files of the user's own, too, in which a line may be the innermost.
+  """
   try:
     yield
   except UserError:
     raise
   except Exception as error:             # whatever the code of somebody else does
-    raise UserError(placed(error, [path]) or f'{path}: {_told(error)}') from error
+    raise UserError(placed(error, [path, *imported]) or f'{path}: {in_words(error)}') from error
 
 
 def placed(error: BaseException, paths: typing.Iterable) -> str:
@@ -38,10 +41,11 @@ def placed(error: BaseException, paths: typing.Iterable) -> str:
   wanted = {os.path.abspath(path): path for path in paths}
   found = [(wanted[file], frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
            if (file := os.path.abspath(frame.filename)) in wanted]
-  return '{}, line {}: {}'.format(*found[-1], _told(error)) if found else ''
+  return '{}, line {}: {}'.format(*found[-1], in_words(error)) if found else ''
 
 
-def _told(error):
+def in_words(error: BaseException) -> str:
+  """Returns 'KIND: TEXT' of an error, in a line."""
   return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 

@@ -192,7 +192,9 @@ def instead_of(name: str) -> str:
     return '; addresses are not read: copy what lies there into a folder, and name the folder'
   if found := lookup.kinds_of(name):
     of = ' and of '.join(lookup.PLURALS[kind] for kind in found)
-    return f'; {name} is a name of {of}: stmoe show {name}'
+    alike = [other for other in available() if other.endswith(f'/{name}')]
+    near = f'; nearest: {", ".join(alike[:3])}' if alike else ''
+    return f'{near}; {name} is a name of {of}: stmoe show {name}'
   if re.fullmatch(r'[\w.-]+/[\w.-]+', name) and re.search('[A-Z]', name):
     return (f'; a model of the Hugging Face Hub is downloaded first: '
             f'hf download {name} --local-dir {name.partition("/")[2]}')

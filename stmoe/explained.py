@@ -12,6 +12,7 @@ from stmoe import errors
 from stmoe import lookup
 from stmoe import sections
 from stmoe import value_ranges
+from stmoe.plugins import kinds
 
 WORDS = pathlib.PurePath('docs', 'concepts.md')
 RATE = ('schedule.peak', 'schedule.base', 'schedule.value')
@@ -93,12 +94,18 @@ class Explained(typing.NamedTuple):
 
 def line(kind: str, name: str) -> str:
   """Returns the first line of the docstring of module `name` of `kind`; '' for a file that is no Python."""
-  package = lookup.PACKAGES[kind]
-  package = package if lookup.has(kind, name) else f'{package}.wrappers'
   try:
-    return (ast.get_docstring(declared.tree(package, name)) or '').partition('\n')[0]
+    return _home(kind, name)[1].partition('\n')[0]
   except errors.UserError:
     return ''
+
+
+def _home(kind, name):
+  """(file, docstring) of module `name` of `kind`, or of a function of `kinds.MODULES`."""
+  package = lookup.home(kind, name)
+  if kind in kinds.MODULES:
+    return declared.functions(package)[name][0], _docstring(kind, name)
+  return declared.file(package, name), ast.get_docstring(declared.tree(package, name)) or ''
 
 
 def configuration(config: typing.Any) -> typing.Iterator[tuple[str, str, list[Explained]]]:
@@ -127,16 +134,13 @@ def lines(config: typing.Any, width: int = 100) -> typing.Iterator[str]:
 
 def of_module(kind: str, name: str, width: int = 100) -> typing.Iterator[str]:
   """Yields lines on module `name` of `kind`: its file, its docstring, and its fields."""
-  package = lookup.PACKAGES[kind]
-  package = package if lookup.has(kind, name) else f'{package}.wrappers'
-  yield f'{name}, of kind {kind}: {declared.file(package, name)}'
+  path, docstring = _home(kind, name)
+  yield f'{name}, of kind {kind}: {path}'
   yield ''
-  yield ast.get_docstring(declared.tree(package, name)) or ''
+  yield docstring
   yield ''
-  of_function = kind in lookup.FUNCTIONS
-  fields = lookup.options(kind, name) if of_function else lookup.fields(kind, name)
-  told = entries(_docstring_of(package, name, lookup.FUNCTIONS[kind]) if of_function else
-                 _class_docstring(package, name))
+  fields = lookup.options(kind, name) if kind in lookup.FUNCTIONS else lookup.fields(kind, name)
+  told = entries(_docstring(kind, name))
   for key, field in fields.items():
     if field.range is not None:
       yield f'  {key}'
@@ -156,11 +160,7 @@ def _title(group):
   if not group.made_of:
     return ''
   kind, name = group.made_of
-  if kind in sections.FUNCTIONS:
-    said = _docstring_of(*_function(kind, name)).partition('\n')[0]
-  else:
-    said = line(kind, name)
-  return f'{name}: {said}'
+  return f'{name}: {line(kind, name)}'
 
 
 def _texts(group):
@@ -168,20 +168,13 @@ def _texts(group):
   if not group.made_of:
     return {}
   kind, name = group.made_of
-  if kind in sections.FUNCTIONS:
-    return entries(_docstring_of(*_function(kind, name)))
-  found = entries(_class_docstring(lookup.PACKAGES[kind], name))
+  found = entries(_docstring(kind, name))
   for key, field in lookup.fields(kind, name).items():               # a module that a field chooses
     chosen = getattr(field.range, 'kind', None)
     if isinstance(chosen, str) and isinstance(group.values.get(key), str) and lookup.has(
         chosen, group.values[key]):
-      found = entries(_class_docstring(lookup.PACKAGES[chosen], group.values[key])) | found
+      found = entries(_docstring(chosen, group.values[key])) | found
   return found
-
-
-def _function(section, name):
-  package, _, module = sections.FUNCTIONS[section].rpartition('.')
-  return package, module, name
 
 
 def entries(docstring: str) -> dict[str, str]:
@@ -205,20 +198,18 @@ def entries(docstring: str) -> dict[str, str]:
   return {name: text.removesuffix('.') for name, text in found.items()}
 
 
-@functools.cache
-def _class_docstring(package, name):
-  """The docstring of the class called like its file, of a package or its wrappers."""
-  if not declared.file(package, name).is_file():
-    package = f'{package}.wrappers'
-  plain = name.replace('_', '').lower()
-  return next((ast.get_docstring(node) or '' for node in declared.tree(package, name).body
-               if isinstance(node, ast.ClassDef) and node.name.lower() == plain), '')
-
-
-@functools.cache
-def _docstring_of(package, module, function):
-  return next((ast.get_docstring(node) or '' for node in declared.tree(package, module).body
-               if isinstance(node, ast.FunctionDef) and node.name == function), '')
+def _docstring(kind, name):
+  """The docstring of what has the fields of `name`: the class called like its file, or a function."""
+  package = lookup.home(kind, name)
+  if kind in kinds.MODULES or kind in lookup.FUNCTIONS:
+    function = lookup.FUNCTIONS.get(kind, name)
+    module = package if kind in kinds.MODULES else f'{package}.{name}'
+    nodes = [node for found, (_, node) in declared.functions(module).items() if found == function]
+  else:
+    plain = name.replace('_', '').lower()
+    nodes = [node for node in declared.tree(package, name).body
+             if isinstance(node, ast.ClassDef) and node.name.lower() == plain]
+  return next((ast.get_docstring(node) or '' for node in nodes), '')
 
 
 def _of_section(path):
@@ -249,12 +240,10 @@ def where_else(group: sections.Group, key: str) -> str:
   if not group.made_of:
     return ''
   kind, name = group.made_of
-  if kind in lookup.PACKAGES and (without := lookup.unranged(kind, name, key)):
+  if without := lookup.unranged(kind, name, key):
     return without
-  names = lookup.having(kind, key) if kind in lookup.PACKAGES else [
-      name for name, known in declared.of_functions(sections.FUNCTIONS[kind]).items()
-      if key in known and known[key].range is not None]
-  said = lookup.where_else(names, f'{group.where("source" if kind == "source" else group.chosen)}=')
+  chosen = group.where('source' if kind == 'source' else group.chosen)
+  said = lookup.where_else(lookup.having(kind, key), f'{chosen}=')
   return said and f"{said}, or leave {key!r} out of the command, or of a copy of the experiment's file"
 
 

@@ -30,12 +30,14 @@ PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts':
            'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
            'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
            'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
-           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces', 'figure': 'figures'}
+           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces', 'figure': 'figures',
+           'around': 'around', 'tasks': 'tasks', 'rotary_scaling': 'rotary_scaling', 'packing': 'packings',
+           'positions': 'positions', 'optimizer': 'optimizers', 'schedule': 'schedules'}
 
 OF_DATA = PACKAGES['source'], PACKAGES['objective']                  # packages that say what data have
 
 # (kind, parameter) that the builder of the object gives: no field, whatever its annotation says.
-GIVEN = {('experts', 'num_experts')}
+GIVEN = {('experts', 'num_experts'), ('schedule', 'total_steps')}
 
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
@@ -50,13 +52,14 @@ CALLED = dict.fromkeys(('layer', 'attention', 'head'), kinds.SUB_LAYER) | {
 
 
 def available(kind: str) -> list[str]:
-  """Returns the sorted names of the modules of `kind` (a key of PACKAGES)."""
-  return list(_available(PACKAGES[kind], kind))
+  """Returns the sorted names of the modules of `kind` (a key of KINDS), or of the functions of its module."""
+  return list(_available(kinds.KINDS[kind], kind))
 
 
 @declared.steady
 def _available(package, kind):
-  return sorted(name for name in declared.names(package) if has(kind, name))
+  names = declared.functions(package) if kind in kinds.MODULES else declared.names(package)
+  return sorted(name for name in names if has(kind, name))
 
 
 def wrappers(kind: str) -> list[str]:
@@ -66,7 +69,7 @@ def wrappers(kind: str) -> list[str]:
 
 def homes(kind: str) -> tuple[str, str]:
   """Returns the packages of the modules of `kind`: its own, and that of its wrappers."""
-  return PACKAGES[kind], f'{PACKAGES[kind]}.wrappers'
+  return kinds.KINDS[kind], f'{kinds.KINDS[kind]}.wrappers'
 
 
 def has(kind: str, name: typing.Any) -> bool:
@@ -74,7 +77,7 @@ def has(kind: str, name: typing.Any) -> bool:
   if not isinstance(name, str) or not re.fullmatch(r'[^\W_]\w{0,60}', name):
     return False
   if kind in kinds.MODULES:
-    return name in declared.of_functions(kinds.MODULES[kind])
+    return name in declared.functions(kinds.MODULES[kind])
   package, arguments = PACKAGES[kind], CALLED.get(kind)
   if arguments is None or not declared.exists(package, name):
     return declared.exists(package, name)
@@ -85,7 +88,7 @@ def has(kind: str, name: typing.Any) -> bool:
 
 
 def kinds_of(name: str) -> list[str]:
-  """Returns the kinds, of those in PLURALS, of which a module or a wrapper is called `name`.
+  """Returns the kinds of which a module, a wrapper or a function is called `name`.
 
   >>> kinds_of('st_moe'), kinds_of('replay'), kinds_of('lm/text')
   (['router'], ['router'], [])
@@ -120,19 +123,21 @@ class Name(ranges.String):
     return value
 
 
-def _package(kind, name):
+def home(kind: str, name: str) -> str:
+  """Returns the package of module `name` of `kind`, which may be a wrapper; the module of a function."""
   return homes(kind)[0 if has(kind, name) else 1]
 
 
 def module(kind: str, name: str) -> types.ModuleType:
-  """Returns the module called `name` among the modules of `kind` and its wrappers.
+  """Returns the module called `name` among the modules of `kind` and its wrappers, or of a function `name`.
 
   Raises UserError when there is none, and for a file that is no Python.
   """
   check(kind, name)
   try:
-    package = _package(kind, name)
-    return plugins.module(package, name) or importlib.import_module(f'{package}.{name}')
+    package = home(kind, name)
+    own = package if kind in kinds.MODULES else f'{package}.{name}'
+    return plugins.module(package, name) or importlib.import_module(own)
   except SyntaxError as error:
     raise errors.UserError(f'{error.filename}, line {error.lineno}: {error.msg}') from None
 
@@ -177,9 +182,16 @@ def nested(section: typing.Any) -> typing.Iterator:
 
 
 def fields(kind: str, name: str) -> dict[str, declared.Field]:
-  """Returns dict field -> `declared.Field` of the class of module `name`; {} if it has no such class."""
+  """Returns dict field -> `declared.Field` of the class, or of the function, `name`; {} if it is neither.
+
+  Of kinds that are told by functions at the top of a file, see `options`.
+  """
   check(kind, name)
-  found = declared.of_class(_package(kind, name), name) or {}
+  if kind in kinds.AT_TOP:               # a class in the file is of another kind
+    return {}
+  package = home(kind, name)
+  found = (declared.of_functions(package)[name] if kind in kinds.MODULES else
+           declared.of_class(package, name) or {})
   return {key: field._replace(range=None) if (kind, key) in GIVEN else field for key, field in found.items()}
 
 
@@ -265,11 +277,13 @@ def known_fields(kind: str) -> dict[str, dict]:
 
   What is wrong with such a file is told to whoever names it.
   """
-  return dict(_known_fields(PACKAGES[kind], kind))
+  return dict(_known_fields(kinds.KINDS[kind], kind))
 
 
 @declared.steady
 def _known_fields(package, kind):
+  if kind in kinds.MODULES:
+    return declared.of_functions(package)
   by_name = {}
   for name in available(kind):
     try:
@@ -292,7 +306,7 @@ def having(kind: str, field: str) -> list[str]:
 
 def unranged(kind: str, name: str, field: str) -> str:
   """Returns '; FILE has it without a range ...' of a field that a plugin does not annotate, else ''."""
-  file = plugins.files(PACKAGES[kind]).get(name)
+  file = plugins.files(kinds.KINDS[kind]).get(name)
   said = f'; {file} has it without a range, so no configuration sets it: annotate it there, {field}: float'
   return said if file and field in fields(kind, name) and (kind, field) not in GIVEN else ''
 
@@ -407,7 +421,9 @@ def bind(module: types.ModuleType, section: str, fields: typing.Mapping[str, typ
   fields = dict(fields)
   name = fields.pop('name')
   functions = {n: f for n, f in vars(module).items() if _is_choice(f, module)}
-  functions |= {n: getattr(plugins.module(module.__name__, n), n) for n in plugins.files(module.__name__)}
+  functions |= dict.fromkeys(plugins.files(module.__name__))
+  if own := plugins.module(module.__name__, name):
+    functions[name] = getattr(own, name)
   if name not in functions:
     raise errors.UserError(f'{section}.name={name!r} does not exist{errors.nearest(name, functions)}'
                            f' (there are: {", ".join(sorted(functions))})')

@@ -119,11 +119,12 @@ def groups(config):
       yield from (Group(f'groups.{name}', group, fields)
                   for name, group in values.items() if _is_group(group))
     elif section in FUNCTIONS:
-      functions, name = declared.of_functions(FUNCTIONS[section]), values.get('name')
-      named = {'name': Field(ranges.Choice(*functions))}
-      mine = _own(functions.get(name, {})) if isinstance(name, str) else {}
+      name = values.get('name')
+      named = {'name': Field(ranges.Choice(*declared.functions(FUNCTIONS[section])))}
+      exists = lookup.has(section, name)
+      mine = _own(lookup.fields(section, name)) if exists else {}
       yield Group(section, values, named | mine, 'name', f'{section} {name!r}',
-                  made_of=(section, name) if mine or name in functions else ())
+                  made_of=(section, name) if exists else ())
     elif section in KINDS:
       yield from _of_kind(KINDS[section], section, values, more=OF_MODELS if section == 'model' else ())
   yield Group('', config, _outermost(config), open=True)

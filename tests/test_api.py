@@ -163,8 +163,11 @@ def test_a_run_answers(run):
   np.testing.assert_allclose(run.logits(np.asarray([ids])), logits, atol=1e-5)
   np.testing.assert_allclose(run.logits(text + '!')[:, :len(ids)], logits, atol=1e-5)    # it looks back only
   assert run.generate([dict(inputs='def')], 3) == [run.generate('def', 3)]
+  assert run.generate(dict(inputs='def'), 3) == run.generate('def', 3)
   with pytest.raises(errors.UserError, match='prompt 0 is no object with a text "inputs"'):
     run.generate([{'given/domain': 1}])
+  with pytest.raises(errors.UserError, match='prompt 1 is no object with a text "inputs"'):
+    run.generate(['a', 3])
   assert isinstance(run.generate('def', 3), str) and len(run.generate(['a', 'b'], 3, name='sample')) == 2
   held_out, trained = next(run.batches()), next(run.batches({'data.eval_split': 'train'}))
   assert run.logits(held_out).shape == (8, 32, 384) and run.config.data.eval_split == 'validation'

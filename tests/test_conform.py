@@ -3,7 +3,6 @@
 import pytest
 
 from stmoe import conform
-from stmoe import declared
 from stmoe import lookup
 from stmoe.plugins import kinds
 
@@ -38,6 +37,6 @@ def test_files_pass_the_checks_of_their_kind(kind, name):
 
 @pytest.mark.parametrize('kind', kinds.MODULES)
 def test_functions_pass_the_checks_of_their_kind(kind):
-  for name in declared.of_functions(kinds.MODULES[kind]):
+  for name in lookup.available(kind):
     for check in conform.checks(kind):
       check(name)

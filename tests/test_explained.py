@@ -63,7 +63,7 @@ def test_every_field_has_an_entry_of_its_own(kind):
   """What is said of another field within the entry of one is shown at the wrong field."""
   for name in lookup.available(kind):
     fields = '|'.join(map(re.escape, lookup.fields(kind, name))) or 'no field'
-    docstring = explained._class_docstring(lookup.PACKAGES[kind], name)
+    docstring = explained._docstring(kind, name)
     texts = explained.entries(docstring).values()
     assert not [text for text in texts if re.search(rf'[.;] ({fields}): ', text)], f'{kind} {name}'
 

@@ -15,18 +15,22 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
+from stmoe import conform
 from stmoe import declared
 from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe import plugins
+from stmoe.cli import check
 from stmoe.cli import main
 from stmoe.conform import execution
 from stmoe.conform import router as of_routers
+from stmoe.conform import strategy as of_strategies
 from stmoe.core import banks
 from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.data.text import tasks
+from stmoe.decode import generate
 from stmoe.plugins import kinds
 from stmoe.runs import plugged
 from stmoe.train import optimizers
@@ -117,6 +121,10 @@ def test_a_file_may_hold_several_kinds_which_are_one_module(tmp_path):
   plugins.add(write(tmp_path, SOURCES['router'] + score.replace('1.0', '2.0')))
   assert lookup.module('metric', 'mine').score([], []) == dict(mine=2.0)
   assert not lookup.available('metric').count('mine') > 1
+  user = 'from stmoe.metrics import mine\nfrom stmoe.routers import mine as same\n'
+  plugins.add(write(tmp_path, user + SOURCES['layer'].replace('Mine', 'Other'), 'other'))
+  plugins.add(write(tmp_path, SOURCES['router'] + score))
+  assert lookup.module('layer', 'other').mine is lookup.module('layer', 'other').same
 
 
 def test_a_line_says_what_a_class_is_where_its_text_leaves_that_open(tmp_path):
@@ -130,9 +138,21 @@ def test_plugins_import_one_another_from_the_folders_of_their_kinds(tmp_path):
   user = 'from stmoe.routers import mine\n' + SOURCES['layer'].replace('Mine', 'Other') + '  of = mine.Mine\n'
   plugins.add(write(tmp_path, user, 'other'))
   assert lookup.constructor('layer', 'other').of is lookup.constructor('router', 'mine')
+  plugins.add(write(tmp_path, SOURCES['router'] + 'DEPTH = 2\n'))      # read again, with who uses it
+  assert lookup.constructor('layer', 'other').of is lookup.constructor('router', 'mine')
+  plugins.add(write(tmp_path, user + '  depth = mine.DEPTH\n', 'other'))
+  assert lookup.constructor('layer', 'other').depth == 2
 
 
-def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path):
+def test_an_error_of_a_plugin_that_another_imports_names_its_own_line(tmp_path):
+  path = plugins.add(write(tmp_path, SOURCES['router'] + '1 / 0\n')).path
+  plugins.add(write(tmp_path, 'from stmoe.routers import mine\n' + SOURCES['layer'].replace('Mine', 'Other'),
+                    'other'))
+  with pytest.raises(errors.UserError, match=f'^{path}, line .*: ZeroDivisionError'):
+    lookup.module('layer', 'other')
+
+
+def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path, capsys):
   held = ('from stmoe import ranges\n\n'
           'def held(step, *, peak: float, total_steps, warmup_steps: int, end_fraction: ranges.Positive):\n'
           '  return peak * end_fraction + 0 * step\n')
@@ -141,8 +161,22 @@ def test_optimizers_and_schedules_are_functions_called_like_the_file(tmp_path):
   assert lookup.bind(schedules, 'schedule', cfg.schedule, total_steps=9)(2) == cfg.schedule.peak / 2
   with pytest.raises(errors.UserError, match='schedule.end_fraction=0.0: expected a number above 0'):
     experiment.load('lm/quickstart:method=switch', ['schedule.name=held', 'schedule.end_fraction=0'])
+  assert lookup.fields('schedule', 'held')['end_fraction'].default is declared.REQUIRED
+  assert main.main(['check', f'{tmp_path}/held.py:end_fraction=0.5']) == 0
+  assert main.main(['show', 'held']) == 0
+  assert main.main(['check', f'{tmp_path}/held.py:end_fractio=0.5']) == 2
+  out, err = capsys.readouterr()
+  assert '1 of 1 passed\nheld, of kind schedule: ' in out
+  assert "held has no field 'end_fractio'; nearest: end_fraction" in err
   with pytest.raises(errors.UserError, match='stmoe.train.schedules.cosine already'):
     plugins.add(write(tmp_path, held.replace('held', 'cosine'), 'cosine'))
+
+
+def test_the_code_of_an_optimizer_or_a_schedule_that_is_not_named_does_not_run(tmp_path):
+  plugins.add(write(tmp_path, '1 / 0\n\n\ndef held(step, *, peak: float):\n  return peak\n', 'held'))
+  assert schedules.of(ml_collections.ConfigDict(dict(name='constant', value=2.0)), 10)(3) == 2.0
+  with pytest.raises(errors.UserError, match="'helt' does not exist; nearest: held "):
+    schedules.of(ml_collections.ConfigDict(dict(name='helt', value=2.0)), 10)
 
 
 def test_fields_are_those_of_the_file(tmp_path):
@@ -172,6 +206,9 @@ def test_a_task_of_a_plugin_is_a_task(tmp_path):
     ('mine', 'class Mine:\n  pass\n', "does not tell what Mine is; .* PLUGIN = 'head'; wanted: "),
     ('mine', 'def score(predictions, examples):\n  return {}\n',
      r'has score\(predictions, examples\); wanted of the kind metric: score\(examples, predictions, '),
+    ('mine', "PLUGIN = 'schedule'\n\n\ndef mine(count):\n  return count\n",
+     r"line 1: PLUGIN='schedule' is no kind of classes; wanted: mine\(step, \.\.\.\)"),
+    ('mine', "PLUGIN = 'family'\n" + SOURCES['layer'], r'wanted: ARCHITECTURE = \.\.\. and configure\(hf, '),
     ('mine', 'class Mine(:\n', 'is no Python'),
     ('switch', SOURCES['router'].replace('Mine', 'Switch'), 'there is a module stmoe.routers.switch already'),
     ('trace', SOURCES['router'].replace('Mine', 'Trace'), 'there is a module stmoe.routers.trace already'),
@@ -307,6 +344,16 @@ def test_check_says_of_each_test_whether_it_passed(tmp_path, capsys):
   assert main.main(['check', str(write(tmp_path, unsteady, 'unsteady'))]) == 1
   out = capsys.readouterr().out
   assert 'FAILED  A task made twice has the same fingerprint' in out and '1 failed' in out
+
+
+def test_fields_are_given_to_the_checks_of_a_class_alone(tmp_path):
+  score = 'def score(examples, predictions):\n  return dict(mine=1.0)\n'
+  plugins.add(write(tmp_path, SOURCES['router'] + score))
+  assert check._fields(('metric', 'router'), 'mine', 'k=1') == dict(metric={}, router=dict(k=1))
+  assert check._fields(('metric', 'router'), 'mine', '') == dict(metric={}, router={})
+  assert not lookup.fields('metric', 'mine') and lookup.fields('router', 'mine')
+  with pytest.raises(errors.UserError, match='mine:k=1: metric takes no fields here'):
+    check._fields(('metric',), 'mine', 'k=1')
 
 
 @pytest.mark.parametrize('words, says', [
@@ -505,6 +552,31 @@ def test_a_metric_that_gives_no_numbers_names_its_file(given, wanted, tmp_path):
   path = plugins.add(write(tmp_path, f'def score(examples, predictions):\n  return {given!r}\n')).path
   with pytest.raises(errors.UserError, match=f'{path}: score returned {wanted}; wanted: dict name -> number'):
     taskscore.score(['mine'], [dict(references=['a'])], ['b'])
+
+
+def test_a_metric_that_fails_on_wrong_predictions_does_not_pass_its_checks(tmp_path):
+  source = 'def score(examples, predictions):\n  return dict(mine=float(predictions[0]))\n'
+  path, said = plugins.add(write(tmp_path, source)).path, []
+  assert conform.failures('metric', 'mine', {}, lambda title, wrong: said.append(wrong)) == 1
+  assert said == [f"{path}, line 2: ValueError: could not convert string to float: ''"]
+
+
+STRATEGY = """import jax.numpy as jnp
+
+
+class Mine:
+  def check(self, model):
+    pass
+
+  def __call__(self, model, batch, length, key):
+    return jnp.ones((len(batch['decoder_positions']), length), jnp.int32)
+"""
+
+
+def test_a_strategy_need_not_know_what_ends_a_text(tmp_path):
+  assert plugins.add(write(tmp_path, STRATEGY)).kinds == ('strategy',)
+  assert generate.ending(dict(name='mine'), None, None) == dict(name='mine')
+  assert not of_strategies._ends('mine') and of_strategies._ends('sample')
 
 
 def test_an_executor_that_returns_another_shape_names_its_file(tmp_path):

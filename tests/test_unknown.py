@@ -13,7 +13,8 @@ from stmoe.cli import main
     ('runs/switch.gin', 'gin files are not read, docs/from_t5x.md'),
     ('gs://bucket/checkpoint_1000', 'copy what lies there into a folder'),
     ('allenai/OLMoE-1B-7B-0924', 'hf download allenai/OLMoE-1B-7B-0924 --local-dir OLMoE-1B-7B-0924'),
-    ('st_moe', 'st_moe is a name of routers: stmoe show st_moe'),
+    ('st_moe', "'st_moe'; st_moe is a name of routers: stmoe show st_moe"),
+    ('jsonl', 'nearest: finetune/jsonl; jsonl is a name of tasks: stmoe show jsonl'),
     ('lm/quickstrat', 'nearest: lm/quickstart')])
 def test_an_unknown_experiment_is_told_what_it_may_have_been(name, says):
   with pytest.raises(errors.UserError, match='no experiment is called') as caught:

@@ -6,6 +6,7 @@ import importlib
 from stmoe import explained
 from stmoe import lookup
 from stmoe.cli import main
+from stmoe.plugins import kinds
 from stmoe.runs import directory
 
 import methods
@@ -52,7 +53,8 @@ def _core():
 
 
 def _folder(kind):
-  return lookup.PACKAGES[kind].replace('.', '/')
+  """The folder of a kind; the file of functions that stand together."""
+  return kinds.KINDS[kind].replace('.', '/') + ('.py' if kind in kinds.MODULES else '')
 
 
 def _names(kind):
@@ -64,7 +66,7 @@ def _kind(kind, plural):
   rows, rest = [], []
   for name in _names(kind):
     own = kind not in ('factorisation', 'adaptation')                # of the same folder as surgery
-    file = f'{_folder(kind)}/{name}.py'
+    file = _folder(kind) if kind in kinds.MODULES else f'{_folder(kind)}/{name}.py'
     if not (repository.ROOT / file).exists():
       file = f'{_folder(kind)}/wrappers/{name}.py'
     home = methods.homes().get(file)
@@ -73,7 +75,7 @@ def _kind(kind, plural):
     if own and not home:
       rest.append(f'::: {file.removesuffix(".py").replace("/", ".")}')
   table = '\n'.join(['| name | |', '|---|---|', *rows])
-  return '\n\n'.join([f'# {plural.capitalize()}', table, *rest]) + '\n'
+  return '\n\n'.join([f'# {plural.capitalize()}', table, *dict.fromkeys(rest)]) + '\n'
 
 
 def _commands():

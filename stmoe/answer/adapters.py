@@ -91,7 +91,7 @@ class Base:
       length: most tokens of a text.
     """
     opened, vocabulary = self._opened(adapter), pipeline.vocabulary(self._plain.cfg, found=self._record)
-    program = self._program(opened, dict(eos_id=generate.ends(opened.cfg, vocabulary)) | dict(decode), length)
+    program = self._program(opened, generate.ending(decode, opened.cfg, vocabulary), length)
     ids = [infer.tokens(opened.cfg, vocabulary, f'prompt {i}', prompt) for i, prompt in enumerate(prompts)]
     texts: list[str] = []
     params = groups.put(self._params, opened.part)

@@ -117,7 +117,7 @@ class Harness:
   def _program(self, length):
     """The jitted greedy decoding of at most `length` tokens."""
     if length not in self._programs:
-      decode = dict(name='greedy', eos_id=generate.ends(self.cfg, self._vocabulary))
+      decode = generate.ending(dict(name='greedy'), self.cfg, self._vocabulary)
       self._programs[length] = generate.make(self._plan, decode, length)
     return self._programs[length]
 

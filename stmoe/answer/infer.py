@@ -50,7 +50,7 @@ def prompted(place, fields, talk=False):
   try:
     if talk and 'messages' in fields:
       return chat.checked(fields)
-    if not isinstance(fields.get('inputs'), str):
+    if not isinstance(fields, dict) or not isinstance(fields.get('inputs'), str):
       raise ValueError('is no object with a text "inputs"' + ' or with "messages"' * talk)
   except ValueError as error:
     raise errors.UserError(f'{place} {error}') from None
@@ -90,11 +90,18 @@ def given(cfg, asked, size):
     asked: entries (place, ids, fields), at most `size`; rows behind them are as the last of them. What no
       line has is left out.
   Raises:
-    UserError: naming a line that lacks what others have, or has it in another shape.
+    UserError: naming a line that lacks what others have, or has it in another shape or by another name.
   """
+  shapes = {name: entry for name, entry in lookup.source(cfg.data).shapes(size).items()
+            if name.startswith('given/')}
+  for place, _, fields in asked:
+    for name in fields:
+      if name.startswith('given/') and name not in shapes:
+        raise errors.UserError(f'{place}: {lookup.titled(cfg.data)} has no {name!r}'
+                               f'{errors.nearest(name, shapes)} (it has: {", ".join(shapes) or "none"})')
   arrays = {}
-  for name, (shape, dtype) in lookup.source(cfg.data).shapes(size).items():
-    if name.startswith('given/') and any(name in fields for _, _, fields in asked):
+  for name, (shape, dtype) in shapes.items():
+    if any(name in fields for _, _, fields in asked):
       wanted = f'{np.dtype(dtype)}{list(shape[1:])}'
       values = [_value(place, fields, name, shape[1:], dtype, wanted) for place, _, fields in asked]
       arrays[name] = np.stack(values + [values[-1]] * (size - len(values)))
@@ -106,10 +113,11 @@ def _value(place, fields, name, shape, dtype, wanted):
   if name not in fields:
     raise errors.UserError(f'{place} has no {name!r}, which other lines have; wanted: {wanted}')
   try:
-    value = np.asarray(fields[name]).astype(dtype, casting='same_kind')
-  except (TypeError, ValueError):
+    said = np.asarray(fields[name])
+    value = said.astype(dtype, casting='same_kind')
+  except (TypeError, ValueError, OverflowError):
     value = None
-  if value is None or value.shape != tuple(shape):
+  if value is None or value.shape != tuple(shape) or value.dtype.kind in 'iu' and np.any(value != said):
     raise errors.UserError(f'{place}: {name}={fields[name]!r}; wanted: {wanted}')
   return value
 
@@ -188,7 +196,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     cfg:     the run's configuration; path: its directory.
     prompts: iterable of (place, prompt, fields), see `read`. Of a sequence all are looked at before anything
       is compiled, else the first.
-    decode:  name and fields of a strategy; eos_id is the model's, see `generate.ends`.
+    decode:  name and fields of a strategy; eos_id is the model's, see `generate.ending`.
     length:  most tokens of a text. batch_size: prompts at once.
     say:     called with lines of text. step: of the checkpoint; None = the newest.
     watch:   called with every batch, see `recorder.Texts`.
@@ -214,7 +222,7 @@ def texts(cfg, path, prompts, decode, length, batch_size, say, step=None, device
     asked = _tokenised(cfg, vocabulary, prompts, trained)
     ends = generate.ends(cfg, vocabulary)
     told = Told(vocabulary, ends, tell) if tell else None
-    program = generate.make(plan, dict(eos_id=ends) | dict(decode), length, told)
+    program = generate.make(plan, generate.ending(decode, cfg, vocabulary), length, told)
     at, state, _, _ = opened.restore(plan, path, vocabulary, say, step)
     say(f'generating from the checkpoint of step {at:,}')
     limit = cfg.data.get('inputs_length') or cfg.data.length
@@ -244,6 +252,7 @@ def _tokenised(cfg, vocabulary, prompts, trained):
   asked = ((place, _ids(cfg, vocabulary, place, text), fields) for place, text, fields in prompts)
   begun = list(asked if isinstance(prompts, collections.abc.Sequence) else itertools.islice(asked, 1))
   _fit(cfg, begun, trained)
+  given(cfg, begun, len(begun))
   return itertools.chain(begun, asked)
 
 

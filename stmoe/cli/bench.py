@@ -26,16 +26,18 @@ from stmoe import ranges
 
 COMPUTES = True
 TRAINS = True
-# What is timed -> the fields that it alone reads, beside --rounds and --json, with their defaults.
+ROUNDS = dict(rounds=9)
+# What is timed -> the fields that it reads, beside --json, with their defaults.
 FIELDS: dict[str, dict] = {
-    'executors': dict(shapes='C1,C2,C3,C4', executors='gather,pallas', peers='', routing='real', plot=None),
-    'step': dict(overrides=()),
-    'by_scope': dict(overrides=(), twin=None, plot=None),
+    'executors': ROUNDS | dict(shapes='C1,C2,C3,C4', executors='gather,pallas', peers='', routing='real',
+                               plot=None),
+    'step': ROUNDS | dict(overrides=()),
+    'by_scope': ROUNDS | dict(overrides=(), twin=None, plot=None),
     'start': dict(overrides=()),
-    'feed': dict(overrides=(), workers='1,2'),
+    'feed': ROUNDS | dict(overrides=(), workers='1,2'),
     'compile': dict(overrides=()),
-    'data': dict(vocab='bytes', field='', documents=''),
-    'decode': dict(batch_sizes='1,8', experts='8,64', prompt=64),
+    'data': ROUNDS | dict(vocab='bytes', field='', documents=''),
+    'decode': ROUNDS | dict(batch_sizes='1,8', experts='8,64', prompt=64),
 }
 OF_STEP = ('by_scope', 'start', 'feed', 'compile')
 
@@ -46,8 +48,7 @@ def add_arguments(parser):
   parser.add_argument('--executors', help='module names (default: gather,pallas)')
   parser.add_argument('--peers', help='other libraries, out of stmoe/bench/peers')
   parser.add_argument('--routing', help='out of real, skewed, uniform (default: real)')
-  parser.add_argument('--rounds', type=ranges.Count, default=9,
-                      help='how often everything is timed (default: 9)')
+  parser.add_argument('--rounds', type=ranges.Count, help='how often everything is timed (default: 9)')
   parser.add_argument('--step', metavar='NAME', help='an experiment whose training step to time instead')
   parser.add_argument('--data', nargs='*', metavar='FILE', help='time how texts become a cache '
                       'instead: these files, or the standard library in every format')

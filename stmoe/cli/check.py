@@ -23,13 +23,13 @@ COMPUTES = True
 def add_arguments(parser):
   parser.add_argument('name', metavar='FILE|NAME',
                       help='a .py file, or a name; fields after a colon: FILE:field=value,...')
-  parser.add_argument('--kind', choices=list(lookup.PACKAGES), help='of a name that several kinds have')
+  parser.add_argument('--kind', choices=list(kinds.KINDS), help='of a name that several kinds have')
 
 
 def run(args):
   os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   held, name, listing = _named(args.name, args.kind)
-  each = {kind: _fields(kind, name, listing) for kind in held}
+  each = _fields(held, name, listing)
   from stmoe.conform import execution
   with execution.small_blocks():
     failed = sum(_check(kind, name, fields) for kind, fields in each.items())
@@ -40,7 +40,7 @@ def _check(kind, name, fields):
   """Prints what the checks of a kind say of a file; returns how many failed."""
   from stmoe import conform
   count = len(conform.checks(kind))
-  file = (plugins.files(kinds.KINDS[kind]).get(name) or lookup.module(kind, name).__file__)
+  file = plugins.files(kinds.KINDS[kind]).get(name) or lookup.module(kind, name).__file__
   if not count:
     lookup.module(kind, name)            # its code runs
     print(f'{kind} {name}: {file} can be read (a {kind} has no shared checks)')
@@ -67,21 +67,22 @@ def _named(text, kind):
 
 def _kind_of(name):
   """The kind of a name that one kind alone has."""
-  having = [kind for kind in lookup.PACKAGES if lookup.has(kind, name)]
+  having = [kind for kind in kinds.KINDS if lookup.has(kind, name)]
   if len(having) == 1:
     return having[0]
   if having:
     raise errors.UserError(f'{name} is {" and ".join(having)}; nearest: --kind {having[0]}')
-  every = [other for kind in lookup.PACKAGES for other in lookup.available(kind)]
+  every = [other for kind in kinds.KINDS for other in lookup.available(kind)]
   raise errors.UserError(f'nothing is called {value_ranges.shown(name)}{errors.nearest(name, every)}; '
                          'a file of your own ends in .py')
 
 
-def _fields(kind, name, listing):
-  """Fields 'k=2,hidden=8' as their ranges read them."""
-  if listing and not lookup.fields(kind, name):
-    raise errors.UserError(f'stmoe check {name}:{listing}: {kind} takes no fields here')
-  return lookup.spelled(kind, f'{name}:{listing}')[1] if listing else {}
+def _fields(held, name, listing):
+  """Dict kind -> fields 'k=2,hidden=8' as their ranges read them, of kinds that are classes or choices."""
+  taking = [kind for kind in held if listing and lookup.fields(kind, name)]
+  if listing and not taking:
+    raise errors.UserError(f'stmoe check {name}:{listing}: {" and ".join(held)} takes no fields here')
+  return {kind: lookup.spelled(kind, f'{name}:{listing}')[1] if kind in taking else {} for kind in held}
 
 
 def _sayer():

@@ -22,12 +22,12 @@ TASKS = 'tasks'
 
 def add_arguments(parser):
   parser.add_argument('words', nargs='*', metavar='WORD',
-                      help=f'words, the name of an experiment, or one of {", ".join([*KINDS, TASKS])}')
+                      help=f'words, the name of an experiment, or one of {", ".join(KINDS)}')
 
 
 def run(args):
   words = args.words
-  if words and (words[0] in KINDS or words[0] == TASKS):
+  if words and words[0] in KINDS:
     _print(_modules(words[0]), words[1:], words[0])
     return
   experiments = experiment.available()
@@ -64,7 +64,7 @@ def _print(lines, words, what):
   if not matching:
     asked = ' '.join(words)
     told = f'; stmoe show {asked!r} says what the word means' if explained.word(asked) else ''
-    names = [*lines, *KINDS, TASKS] if what == 'experiment' else lines
+    names = [*lines, *KINDS] if what == 'experiment' else lines
     raise errors.UserError(f'no {what} has {asked!r} in its name or line'
                            f'{told or errors.nearest(asked, names)}')
   width = max(map(len, matching))

@@ -7,22 +7,22 @@ import numpy as np
 
 from stmoe import declared
 from stmoe import errors
-from stmoe.plugins import kinds
+from stmoe import lookup
 from stmoe.train import schedules
 
 STEPS = 50
 _KNOWN = dict(peak=1e-3, value=1e-3, warmup_steps=5)
 
 
-def is_a_rate(name: str) -> None:
+def is_a_rate(name: str, **fields) -> None:
   """It gives a finite rate of at least 0 for every step, the same compiled, and once a rate above 0."""
-  fields = declared.of_functions(kinds.MODULES['schedule'])[name]
-  needed = {key for key, field in fields.items() if field.default is declared.REQUIRED and field.range}
-  if unknown := needed - set(_KNOWN):
-    raise errors.UserError(f'schedule {name} needs {", ".join(sorted(unknown))}, of which no check knows a '
-                           'value; nearest: a default')
-  section = ml_collections.ConfigDict(dict(name=name) | {key: _KNOWN[key] for key in needed})
-  rate = schedules.of(section, STEPS)
+  needed = {key for key, field in lookup.fields('schedule', name).items()
+            if field.default is declared.REQUIRED and field.range}
+  known = {key: value for key, value in _KNOWN.items() if key in needed} | fields
+  if unknown := sorted(needed - set(known)):
+    raise errors.UserError(f'schedule {name} needs {", ".join(unknown)}, of which no check knows a '
+                           f'value; nearest: stmoe check {name}:{unknown[0]}=VALUE')
+  rate = schedules.of(ml_collections.ConfigDict(dict(name=name) | known), STEPS)
   steps = jnp.arange(STEPS, dtype=jnp.int32)
   rates = np.asarray(jax.jit(jax.vmap(rate))(steps))
   assert np.all(np.isfinite(rates)) and np.all(rates >= 0), f'rates are {rates.min()} to {rates.max()}'

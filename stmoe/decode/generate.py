@@ -58,6 +58,12 @@ def ends(cfg, vocabulary):
   return tuple(cfg.model.get('end_ids') or (vocabulary.eos_id,))
 
 
+def ending(decode, cfg, vocabulary):
+  """Returns section `decode` with `ends` as its `eos_id`, where the strategy has one and none is given."""
+  known = 'eos_id' in lookup.fields('strategy', decode['name'])
+  return (dict(eos_id=ends(cfg, vocabulary)) if known else {}) | dict(decode)
+
+
 def text(cfg, vocabulary, ids):
   """Returns the text of ids i32[T], down to the first id that ends it."""
   last = np.flatnonzero(np.isin(ids, ends(cfg, vocabulary)))

@@ -55,6 +55,11 @@ class Plugin(typing.NamedTuple):
     return list(dict.fromkeys(kinds.KINDS[kind] for kind in self.kinds))
 
   @property
+  def places(self) -> list[str]:
+    """Returns the names under which Python has its module, which is one module under all of them."""
+    return [f'{package}.{self.name}' for package in self.packages]
+
+  @property
   def holds(self) -> str:
     """Returns what it holds, for messages: "the router 'mine'"."""
     return f'the {" and the ".join(self.kinds)} {self.name!r}'
@@ -81,8 +86,7 @@ def add(file: str | os.PathLike) -> Plugin:
   earlier = next((plugin for plugin in known() if plugin.path == path), None)
   present = _of_file(path, earlier and earlier.module)
   if present != earlier:
-    for package in {*present.packages, *(earlier.packages if earlier else ())}:
-      sys.modules.pop(f'{package}.{present.name}', None)
+    _forget([present, *(known() if earlier else ())])                # others may hold what they import of it
     _known.cache_clear()
   listed = [text for text in os.environ.get(VARIABLE, '').split(os.pathsep) if text]
   both = os.pathsep.join(listed if str(path) in listed else [*listed, str(path)])
@@ -119,15 +123,13 @@ def module(package: str, name: str) -> types.ModuleType | None:
   if plugin.module:
     return importlib.import_module(plugin.module)
   dotted = f'{package}.{name}'
-  if dotted not in sys.modules and (loaded := _loaded(plugin)):
-    sys.modules[dotted] = loaded         # a file of several kinds is one module
   if dotted not in sys.modules:
     spec = _spec(plugin, dotted)
+    sys.modules[dotted] = importlib.util.module_from_spec(spec)
     try:
-      with errors.of_file(plugin.path):
-        sys.modules[dotted] = importlib.util.module_from_spec(spec)
+      with errors.of_file(plugin.path, *(other.path for other in known())):      # those that it imports
         spec.loader.exec_module(sys.modules[dotted])
-    except errors.UserError:
+    except BaseException:
       sys.modules.pop(dotted, None)
       raise
   return sys.modules[dotted]
@@ -138,15 +140,36 @@ def blamed(error: BaseException) -> str:
   return errors.placed(error, [plugin.path for plugin in known()])
 
 
-def _loaded(plugin):
-  """The module of a plugin that was loaded for another of its kinds, or None."""
-  places = (sys.modules.get(f'{package}.{plugin.name}') for package in plugin.packages)
-  return next((place for place in places if place is not None), None)
+def _forget(changed):
+  """Makes Python read plugins again."""
+  for plugin in changed:
+    for package, place in zip(plugin.packages, plugin.places):
+      sys.modules.pop(place, None)
+      home = sys.modules.get(package)    # Python's `import` leaves the module in it
+      if isinstance(getattr(getattr(home, plugin.name, None), '__loader__', None), _Loader):
+        delattr(home, plugin.name)
 
 
 def _spec(plugin, dotted):
   """The spec by which Python makes the module `dotted` of a plugin."""
-  return importlib.util.spec_from_file_location(dotted, plugin.path, loader=Text(dotted, str(plugin.path)))
+  return importlib.util.spec_from_file_location(dotted, plugin.path, loader=_Loader(dotted, plugin))
+
+
+class _Loader(Text):
+  """Runs a plugin's code once: a file of several kinds is one module, by whichever name it is imported."""
+
+  def __init__(self, fullname, plugin):
+    super().__init__(fullname, str(plugin.path))
+    self._loaded = next((sys.modules[place] for place in plugin.places if place in sys.modules), None)
+
+  def create_module(self, spec):
+    """Returns the module that is there; None = a new one."""
+    return self._loaded
+
+  def exec_module(self, module):
+    """Runs the code of a new module."""
+    if module is not self._loaded:
+      super().exec_module(module)
 
 
 class Finder(importlib.abc.MetaPathFinder):

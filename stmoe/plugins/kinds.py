@@ -100,7 +100,11 @@ def told(path: pathlib.Path, tree: ast.Module) -> tuple[str, ...]:
                   name in values for name, wanted in names.items())]
   kinds += [kind for kind, wanted in OF_FUNCTION.items()
             if functions.get(path.stem, [])[:len(wanted)] == wanted]
-  kind = _kind_of_class(path, tree, values.get(SAID))
+  said = values.get(SAID)
+  kind = _kind_of_class(path, tree, said)
+  if said and kind in {*AT_TOP, *OF_FUNCTION} - {*kinds}:
+    raise errors.UserError(f'{path}, line {said.lineno}: {SAID}={kind!r} is no kind of classes; '
+                           f'wanted: {_form(kind, path)}')
   kinds += [kind] if kind and kind not in kinds else []
   if not kinds:
     raise errors.UserError(f'{path} {_nothing(path, tree, functions)}; {WANTED}')
@@ -112,13 +116,19 @@ def _arguments(function):
   return [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
 
 
+def _form(kind, path):
+  """What a file of a kind without a class has at its top, in words."""
+  names = AT_TOP[kind] if kind in AT_TOP else {path.stem: OF_FUNCTION[kind]}
+  return ' and '.join(f'{name} = ...' if wanted is None else f'{name}({", ".join([*wanted, "..."])})'
+                      for name, wanted in names.items())
+
+
 def _nothing(path, tree, functions):
   """Why a file is told to hold nothing."""
   for kind, names in AT_TOP.items():
     for name, wanted in names.items():
       if name in functions and wanted and functions[name][:len(wanted)] != wanted:
-        return (f'has {name}({", ".join(functions[name])}); wanted of the kind {kind}: '
-                f'{name}({", ".join(wanted)}, ...)')
+        return f'has {name}({", ".join(functions[name])}); wanted of the kind {kind}: {_form(kind, path)}'
   classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
   if _called_like(path, tree):
     return f'does not tell what {_called_like(path, tree).name} is{OR_SAID}'

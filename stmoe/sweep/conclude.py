@@ -7,6 +7,7 @@ import dataclasses
 
 from stmoe import errors
 from stmoe import files
+from stmoe.analysis import verdict
 
 
 def write(folder, module, found, total):
@@ -18,13 +19,23 @@ def write(folder, module, found, total):
     found:  list of collect.Result.
     total:  number of runs of the sweep; a verdict on fewer says so.
   """
-  with errors.of_file(module.__file__):
-    verdicts = module.report(found)
+  verdicts, figures = concluded(module, found)
   lines = [str(answer) for answer in verdicts]
   content = dict(runs=len(found), of=total, verdicts=list(map(dataclasses.asdict, verdicts)))
   files.write_json(folder / 'verdict.json', files.plain(content))
-  if hasattr(module, 'figures'):
+  if figures:
     from stmoe.analysis import canvas
-    for stem, figure in module.figures(found).items():
+    for stem, figure in figures.items():
       lines += map(str, canvas.save(figure, folder, stem))
   return lines
+
+
+def concluded(module, found):
+  """Returns (verdicts, figures) of `module`, of a report.py, on `found`; raises UserError where it fails."""
+  with errors.of_file(module.__file__):
+    verdicts = list(module.report(found))
+    figures = dict(module.figures(found)) if hasattr(module, 'figures') else {}
+  for answer in verdicts:
+    if not isinstance(answer, verdict.Verdict):
+      raise errors.UserError(f'{module.__file__}: report returned {answer!r}; wanted: verdict.Verdict')
+  return verdicts, figures

@@ -11,6 +11,7 @@ from stmoe import experiment
 from stmoe import plugins
 from stmoe.analysis.report import report
 from stmoe.sweep import collect
+from stmoe.sweep import conclude
 from stmoe.sweep import origin
 from stmoe.sweep import plan
 
@@ -53,10 +54,7 @@ def question(sweep, mine, entry):
   page, file = (sweep.file.with_name(name) for name in ('README.md', 'report.py'))
   results, verdicts, figures = collect.results(mine), [], {}
   if file.is_file():
-    module = experiment.module_of(file)
-    with errors.of_file(file):
-      verdicts = module.report(results)
-      figures = module.figures(results) if hasattr(module, 'figures') else {}
+    verdicts, figures = conclude.concluded(experiment.module_of(file), results)
   words = ['sweep', entry['sweep'], '--workdir', str(sweep.workdir),
            *(f'--config.{text}' for text in plan.merge(entry['overrides']))]
   text = page.read_text(encoding='utf-8') if page.is_file() else f'# {sweep.question}'

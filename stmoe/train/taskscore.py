@@ -20,6 +20,7 @@ from stmoe import errors
 from stmoe import files
 from stmoe import lookup
 from stmoe import modules
+from stmoe import plugins
 from stmoe.core import checked
 from stmoe.core import contract
 from stmoe.data import batches as pipeline
@@ -150,10 +151,8 @@ def _writer(cfg, plan, rower):
   if 'decode' not in cfg:
     raise errors.UserError(f"eval.methods: 'decode' is for models that write texts; {cfg.model.name} writes "
                            'none; nearest: rank')
-  strategy = dict(cfg.decode)
-  if 'eos_id' in lookup.fields('strategy', strategy['name']):
-    strategy.setdefault('eos_id', generate.ends(cfg, rower.vocabulary))
-  return generate.make(plan, strategy, cfg.data.get('targets_length') or cfg.data.length // 2)
+  decode = generate.ending(cfg.decode, cfg, rower.vocabulary)
+  return generate.make(plan, decode, cfg.data.get('targets_length') or cfg.data.length // 2)
 
 
 def _rows(method, examples):
@@ -163,11 +162,18 @@ def _rows(method, examples):
 
 
 def score(metrics, examples, predictions):
-  """Returns dict 'metric' -> float of what `metrics`, names of modules, measure."""
+  """Returns dict 'metric' -> float of what `metrics`, names of modules, measure.
+
+  Raises UserError for examples of a task that a metric cannot judge, such as labels without `choices`.
+  """
   values = {}
   for metric in metrics:
     judge = lookup.module('metric', metric).score
-    given = judge(examples, predictions)
+    try:
+      given = judge(examples, predictions)
+    except checked.MISTAKES as error:
+      raise errors.UserError(plugins.blamed(error) or f'metric {metric} cannot judge these examples: '
+                             f'{errors.in_words(error)}; nearest: accuracy') from error
     fits = isinstance(given, dict) and all(isinstance(value, numbers.Real) for value in given.values())
     values |= checked.returned(judge, given, fits, 'dict name -> number')
   return values

@@ -104,7 +104,11 @@ def test_uniform_routing_drops_nothing(tiny, tmp_path):
     (['--rounds', '0'], '--rounds 0: expected a whole number of at least 1'),
     (['--peers', 'tokamx'], 'nearest: tokamax'), (['--plot', 'rows.pdf'], 'nearest: rows.png'),
     (['--json', 'nowhere/rows.json'], 'no directory nowhere'), (['--json', 'tests'], '--json tests is a dir'),
-    (['--step', 'lm/stdlib:smoke', '--json', 'nowhere/rows.json'], 'no directory nowhere')])
+    (['--step', 'lm/stdlib:smoke', '--json', 'nowhere/rows.json'], 'no directory nowhere'),
+    (['--step', 'lm/stdlib:smoke', '--start', '--rounds', '3'], '--rounds is of executors (no flag), --step'),
+    (['--data', '--config.seed=1'], '--feed, --compile; timed is --data'),
+    (['--decode', '--data'], '--data and --decode: one of them is timed at a time'),
+    (['--feed'], '--feed: of which step? nearest: --step lm/stdlib_small --feed')])
 def test_mistakes_are_one_line(argv, message, capsys):
   assert main.main(['bench', *argv]) == 2
   error = capsys.readouterr().err

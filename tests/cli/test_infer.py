@@ -211,8 +211,9 @@ def test_what_cannot_be_read_is_not_said_of_the_output(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_say_what_the_source_of_data_gives_of_rows():
-  cfg = ml_collections.ConfigDict(dict(data=dict(source='customized_digits')))
+def test_lines_say_what_the_source_of_data_gives_of_rows(monkeypatch):
+  monkeypatch.setattr(infer, '_ids', lambda *asked: [1])
+  cfg = ml_collections.ConfigDict(dict(data=dict(source='customized_digits', length=9)))
   asked = [(f'x:{n}', [1], {'inputs': 'a', 'given/user': n}) for n in (0, 1)]
   batch = infer.given(cfg, asked, 3)
   assert list(batch) == ['given/user'] and batch['given/user'].dtype == np.int32
@@ -220,6 +221,11 @@ def test_lines_say_what_the_source_of_data_gives_of_rows():
   assert not infer.given(cfg, [('x:1', [1], {})], 1)
   for fields, says in (({}, r"x:3 has no 'given/user', which other lines have; wanted: int32\[\]"),
                        ({'given/user': 0.5}, r'x:3: given/user=0.5; wanted: int32\[\]'),
-                       ({'given/user': [1]}, r'x:3: given/user=\[1\]; wanted')):
+                       ({'given/user': [1]}, r'x:3: given/user=\[1\]; wanted'),
+                       ({'given/user': 2**40}, r'x:3: given/user=1099511627776; wanted'),
+                       ({'given/usr': 1}, r"x:3: .* has no 'given/usr'; nearest: given/user")):
     with pytest.raises(errors.UserError, match=says):
       infer.given(cfg, [*asked, ('x:3', [1], fields)], 4)
+    with pytest.raises(errors.UserError, match=says):                # before a compile
+      prompts = [(place, 'a', more) for place, _, more in asked] + [('x:3', 'a', fields)]
+      infer._tokenised(cfg, None, prompts, cfg)

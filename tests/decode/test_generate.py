@@ -119,6 +119,9 @@ def test_texts_end_at_the_model_s_own_ids():
   assert generate.text(cfg(end_ids=(letters[1], 9)), used, np.array(letters)) == 'a'
   assert generate.text(cfg(), used, np.array([*letters, 1, letters[0]])) == 'abc'
   assert generate.ends(cfg(), used) == (1,) and generate.ends(cfg(end_ids=(4, 5)), used) == (4, 5)
+  decode = dict(name='sample', top_k=2)
+  assert generate.ending(decode, cfg(), used) == decode | dict(eos_id=(1,))
+  assert generate.ending(decode | dict(eos_id=7), cfg(), used) == decode | dict(eos_id=7)
 
 
 def test_the_loop_stops_when_all_rows_have_ended():

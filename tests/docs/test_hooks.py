@@ -89,6 +89,17 @@ def test_a_module_has_its_docstrings_on_one_page(hook):
   assert len(set(made)) == len(made)
 
 
+@pytest.mark.parametrize('kind, name', [
+    ('optimizer', 'adafactor'), ('schedule', 'cosine'), ('around', 'parallel'), ('router', 'replay')])
+def test_modules_and_functions_of_a_kind_lead_to_their_files(hook, kind, name):
+  text = hook('reference')._kind(kind, 'x')
+  [link] = re.findall(rf'^\| \[{name}\]\(\.\./(\S+)\)', text, re.MULTILINE)
+  assert (pages.ROOT / link).is_file()
+  named = re.findall(r'^::: (\S+)$', text, re.MULTILINE)
+  assert len(set(named)) == len(named)
+  assert all((pages.ROOT / f'{module.replace(".", "/")}.py').is_file() for module in named)
+
+
 def test_docstrings_are_markdown(hook):
   text = hook('docstrings').notes('x.\n\n>>> f([1])\n[1.0]\n\nDiffers: a\n  b.\nfor [B,K] [D,F], `a[0][1]`')
   assert '```pycon\n>>> f([1])\n[1.0]\n```' in text and '**Differs**: a b.' in text

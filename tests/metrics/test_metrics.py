@@ -9,6 +9,7 @@ from sklearn import metrics as sklearn
 
 from stmoe import errors
 from stmoe import lookup
+from stmoe.data.text import examples as text_examples
 from stmoe.metrics import big_bench
 from stmoe.metrics import bleu
 from stmoe.metrics import correlation
@@ -139,3 +140,10 @@ def test_a_text_of_many_is_not_compared_with_all_others(monkeypatch):
                                [(text, Text('no')) for text in texts])
   assert big_bench.macro_f1(ranked) == 1.0
   assert Text.compared < 10 * number
+
+
+@pytest.mark.parametrize('metric, kind', [('f1', 'IndexError'), ('wsc', 'KeyError'),
+                                          ('macro_f1', 'ZeroDivisionError')])
+def test_a_metric_of_another_kind_of_task_is_a_line(metric, kind):
+  with pytest.raises(errors.UserError, match=f'metric {metric} cannot judge .*: {kind}: .*accuracy'):
+    taskscore.score([metric], [text_examples.record('q', 'red')], ['red'])

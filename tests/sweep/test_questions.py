@@ -7,6 +7,7 @@ import pytest
 from stmoe import errors
 from stmoe.runs import read as runs_lib
 from stmoe.sweep import collect
+from stmoe.sweep import conclude
 from stmoe.sweep import origin
 from stmoe.sweep import plan
 from stmoe.sweep import questions
@@ -54,6 +55,16 @@ def test_a_private_sweep_is_judged_only_where_it_is_named(sweep, cheap):
   assert found.note.startswith('2 of its 3 runs') and str(asked.file) in found.command
   with pytest.raises(errors.UserError, match='no such file'):
     questions.of(runs, ['nowhere/sweep.py'])
+
+
+@pytest.mark.parametrize('more, says', [
+    ('def figures(results):\n  return 1 / 0\n', 'line 8: ZeroDivisionError: division by zero'),
+    ("report = lambda results: ['yes']\n", "report returned 'yes'; wanted: verdict.Verdict"),
+    ('report = lambda results: None\n', "TypeError: 'NoneType' object is not iterable")])
+def test_a_report_that_fails_is_a_line_with_its_file(more, says, tmp_path):
+  (tmp_path / 'report.py').write_text(REPORT.removesuffix('\n') + f'\n{more}')
+  with pytest.raises(errors.UserError, match=f'{tmp_path}/report.py.*: {says}|{tmp_path}/report.py, {says}'):
+    conclude.write(tmp_path, plan.experiment.module_of(tmp_path / 'report.py'), [], 1)
 
 
 def test_runs_of_an_experiment_are_found_by_what_the_sweep_noted(tmp_path, cheap):
