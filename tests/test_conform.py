@@ -25,7 +25,8 @@ LEFT = {('around', 'ada_ln_zero'), ('around', 'denoising_task_routing'), ('aroun
 # Kinds -> the files whose checks are quick enough for each run of the suite; None = all.
 QUICK = {'metric': None, 'virtual': ['constant'], 'around': ['parallel'], 'attention': [],
          'strategy': ['sample'],
-         'source': ['texts', 'recorded', 'images', 'diffusion', 'table', 'sequences', 'drawn_tasks']}
+         'source': ['texts', 'recorded', 'images', 'diffusion', 'table', 'sequences', 'drawn_tasks'],
+         'objective': None}
 
 
 def cases():
@@ -76,6 +77,15 @@ MISTAKES = {
             "fill writes 'domain', which shapes does not have: .*given/domain",
         ("    batch['given/domain'][at] = row % 2\n", ''):
             'shapes has given/domain, which fill writes into no row'},
+    'middle_last.py': {
+        ('[:, None] + 4', '[:, None] + 3'): 'decoder has 5 ids of 1 tokens; lengths says 4, and a row has 64',
+        ('length - 4', 'length - 3'): 'decoder has 65 ids of 61 tokens; lengths says 65, and a row has 64',
+        ('(first, third, second)', '(first, third)'): 'tokens are neither given nor predicted',
+        (', self.end]))', ']))'): 'targets do not end with EOS',
+        ('rng.integers(0, len(tokens) + 1, 2)', 'np.random.randint(0, len(tokens) + 1, 2)'):
+            'the same draws give another example',
+        ('self.marks, self.end = vocabulary.sentinel(np.arange(3))', 'self.marks, self.end = np.arange(3)'):
+            'ids are 0 to .*; wanted: 1 to 358'},
 }
 
 
