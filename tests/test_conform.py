@@ -26,7 +26,8 @@ LEFT = {('around', 'ada_ln_zero'), ('around', 'denoising_task_routing'), ('aroun
 QUICK = {'metric': None, 'virtual': ['constant'], 'around': ['parallel'], 'attention': [],
          'strategy': ['sample'],
          'source': ['texts', 'recorded', 'images', 'diffusion', 'table', 'sequences', 'drawn_tasks'],
-         'objective': None}
+         'objective': None, 'law': None, 'head': ['span_head'], 'surgery': [], 'factorisation': [],
+         'adaptation': []}
 
 
 def cases():
@@ -66,9 +67,9 @@ def test_functions_pass_the_checks_of_their_kind(kind):
       check(name)
 
 
-# Files of docs/plugins.md -> (a part of the text, what stands there by mistake) -> what is said.
+# (file of docs/plugins.md, kind) -> (a part of the text, what stands there by mistake) -> what is said.
 MISTAKES = {
-    'halves.py': {
+    ('halves.py', 'source'): {
         ("batch['given/domain'][at] = row % 2", "batch['given/domain'][at] = at % 2"):
             'given/domain is another in another order or place of a batch; wanted: a row is a function',
         ("batch['given/domain'][at] = row % 2", "batch['given/domain'][at] = row / 2"):
@@ -77,7 +78,7 @@ MISTAKES = {
             "fill writes 'domain', which shapes does not have: .*given/domain",
         ("    batch['given/domain'][at] = row % 2\n", ''):
             'shapes has given/domain, which fill writes into no row'},
-    'middle_last.py': {
+    ('middle_last.py', 'objective'): {
         ('[:, None] + 4', '[:, None] + 3'): 'decoder has 5 ids of 1 tokens; lengths says 4, and a row has 64',
         ('length - 4', 'length - 3'): 'decoder has 65 ids of 61 tokens; lengths says 65, and a row has 64',
         ('(first, third, second)', '(first, third)'): 'tokens are neither given nor predicted',
@@ -86,28 +87,32 @@ MISTAKES = {
             'the same draws give another example',
         ('self.marks, self.end = vocabulary.sentinel(np.arange(3))', 'self.marks, self.end = np.arange(3)'):
             'ids are 0 to .*; wanted: 1 to 358'},
+    ('calm.py', 'surgery'): {
+        ('= array / by', '= array[:1] / by'):
+            r'router/w is float32\[1,4\]; wanted by the new configuration: float32\[8,4\]',
+        ('return sparse.replaced(params, made), {}', 'return sparse.replaced(params, made)'):
+            r'it returned dict; wanted: \(params, changes\), two dicts'},
 }
 
 
 @pytest.fixture
 def plugged(tmp_path, monkeypatch):
-  """Returns what a function (text, name) says is wrong with a file of this text: lines."""
+  """Returns what a function (text, name, kind) says is wrong with a file of this text: lines."""
   monkeypatch.setenv(plugins.VARIABLE, '')
 
-  def said(text, name):
+  def said(text, name, kind):
     (tmp_path / name).write_text(text, encoding='utf-8')
-    plugin, wrong = plugins.add(tmp_path / name), []
-    for kind in plugin.kinds:
-      conform.failures(kind, plugin.name, {}, lambda title, line: wrong.append(line))
+    wrong = []
+    conform.failures(kind, plugins.add(tmp_path / name).name, {}, lambda title, line: wrong.append(line))
     return '\n'.join(filter(None, wrong))
   return said
 
 
-@pytest.mark.parametrize('name', MISTAKES)
-def test_a_file_of_ones_own_passes_and_a_mistake_in_it_is_said(name, plugged):
+@pytest.mark.parametrize('name, kind', MISTAKES)
+def test_a_file_of_ones_own_passes_and_a_mistake_in_it_is_said(name, kind, plugged):
   text = next(block.text for block in pages.blocks(pages.ROOT / 'docs' / 'plugins.md')
               if block.note('file') == name)
-  assert not plugged(text, name)
-  for (right, wrong), says in MISTAKES[name].items():
+  assert not plugged(text, name, kind)
+  for (right, wrong), says in MISTAKES[name, kind].items():
     assert text.count(right) == 1, right
-    assert re.search(says, plugged(text.replace(right, wrong), name)), says
+    assert re.search(says, plugged(text.replace(right, wrong), name, kind)), says

@@ -79,7 +79,8 @@ def _kind_of(name):
 
 def _fields(kind, name, listing):
   """Fields 'k=2,hidden=8' as their ranges read them."""
-  if listing and not lookup.fields(kind, name):
+  from stmoe import conform
+  if listing and not conform.takes_fields(kind):
     raise errors.UserError(f'stmoe check {name}:{listing}: {kind} takes no fields here')
   return lookup.spelled(kind, f'{name}:{listing}')[1] if listing else {}
 

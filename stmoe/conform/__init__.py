@@ -14,7 +14,7 @@ from stmoe import errors
 from stmoe import plugins
 from stmoe.conform import generic
 
-ROOMS = 'stmoe.conform', 'stmoe.conform.data'
+ROOMS = 'stmoe.conform', 'stmoe.conform.data', 'stmoe.conform.derived'
 Check = typing.Callable[..., None]
 
 
@@ -27,6 +27,12 @@ def checks(kind: str) -> list[Check]:
   return [function for function in vars(module).values()
           if inspect.isfunction(function) and function.__module__ == module.__name__
           and not function.__name__.startswith('_')]
+
+
+def takes_fields(kind: str) -> bool:
+  """Returns whether checks of things of `kind` take fields."""
+  return any(parameter.kind is parameter.VAR_KEYWORD for check in checks(kind)
+             for parameter in inspect.signature(check).parameters.values())
 
 
 def title(check: Check) -> str:

@@ -1,12 +1,7 @@
 """What every source of data must do: rows as promised, the same in any order, on any host, from any step."""
 
-import atexit
 import contextlib
-import functools
 import json
-import pathlib
-import shutil
-import tempfile
 
 import ml_collections
 import numpy as np
@@ -15,6 +10,7 @@ from stmoe import declared
 from stmoe import errors
 from stmoe import lookup
 from stmoe.conform import generic
+from stmoe.conform.data import written
 from stmoe.data import batches as pipeline
 from stmoe.data.text import tasks
 
@@ -130,7 +126,7 @@ def _section(name, fields):
   own_fields, values = lookup.fields('source', name), dict(fields)
   for told_by, known in (('join', _of_texts()), ('image_size', _of_images())):
     values = known | values if told_by in own_fields else values
-  values |= dict(source=name, shuffle=True, eval_split='validation', cache_dir=str(_folder()))
+  values |= dict(source=name, shuffle=True, eval_split='validation', cache_dir=str(written.folder()))
   for key, field in lookup.beside('source', name, values).items():
     if field.default is declared.REQUIRED and key not in values:
       raise generic.Unknown(f'source {name}', key)
@@ -139,7 +135,7 @@ def _section(name, fields):
 
 def _of_texts():
   """What a source of texts needs and cannot know."""
-  return dict(objective='lm', length=32, task='text', files=(str(_folder() / 'text.txt'),), documents='line',
+  return dict(objective='lm', length=32, task='text', files=written.texts()[:1], documents='line',
               vocab='bytes', extra_ids=100, mixture=(), join=True, pack=True, inputs_length=32,
               targets_length=16)
 
@@ -148,16 +144,6 @@ def _of_images():
   """What a source of images needs and cannot know."""
   return dict(task='digits', files=(), label='', image_size=8, channels=1, central=1.0, crop=0.5, flip=True,
               mean=0.5, std=0.5)
-
-
-@functools.cache
-def _folder():
-  """A folder for caches, with a text; it goes with this process."""
-  path = pathlib.Path(tempfile.mkdtemp(prefix='stmoe-check-'))
-  atexit.register(shutil.rmtree, path, ignore_errors=True)
-  lines = (f'{number} tokens of line {number * number}, ' * (1 + number % 5) for number in range(300))
-  (path / 'text.txt').write_text('\n'.join(lines), encoding='utf-8')
-  return path
 
 
 class _Batch(dict):
