@@ -32,7 +32,7 @@ ARROWS = {
     'answer': TRAIN | {'derive'},
     'bench': TRAIN | {'aot'},
     'aot': TRAIN,
-    'conform': {'targets', 'data', 'train'} | DECODE,
+    'conform': TRAIN | {'derive', 'surgery'},
     'derive': TRAIN | {'surgery', 'interop'},
     'sweep': {'analysis', 'hosts'} | RUNS,
     'train': TRAIN,

@@ -359,6 +359,7 @@ def test_fields_are_given_to_the_checks_of_a_class_alone(tmp_path):
 @pytest.mark.parametrize('words, says', [
     (['swich'], "is called 'swich'; nearest: switch"), (['pr_moe'], '--kind layer'),
     (['gather:chunks=2'], 'executor takes no fields here'),
+    (['table'], "source table needs the field 'files', of which no check knows a value; nearest: stmoe "),
     (['switch:jitte=1'], "no field 'jitte'; nearest: jitter")])
 def test_what_cannot_be_checked_is_a_line(words, says, capsys):
   assert main.main(['check', *words]) == 2

@@ -78,10 +78,14 @@ def _kind_of(name):
 
 
 def _fields(held, name, listing):
-  """Dict kind -> fields 'k=2,hidden=8' as their ranges read them, of kinds that are classes or choices."""
-  taking = [kind for kind in held if listing and lookup.fields(kind, name)]
+  """Dict kind -> fields 'k=2,hidden=8' as their ranges read them; at most one kind of a file has any."""
+  from stmoe import conform
+  own = lambda kind: (lookup.options if kind in lookup.FUNCTIONS else lookup.fields)(kind, name)
+  taking = [kind for kind in held if listing and conform.takes_fields(kind) and own(kind)]
   if listing and not taking:
     raise errors.UserError(f'stmoe check {name}:{listing}: {" and ".join(held)} takes no fields here')
+  if len(taking) > 1:
+    raise errors.UserError(f'stmoe check {name}:{listing}: fields of which kind? nearest: --kind {taking[0]}')
   return {kind: lookup.spelled(kind, f'{name}:{listing}')[1] if kind in taking else {} for kind in held}
 
 

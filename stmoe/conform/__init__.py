@@ -1,8 +1,8 @@
 """What every router, bank of experts, executor, layer, metric, ... must do: `stmoe check`.
 
-A file for each kind that has shared checks; its public functions are the checks. A check is called with a
-name and returns nothing, or raises AssertionError, which says what is wrong. The suite calls the same checks
-for all that the project holds.
+A file of ROOMS for each kind that has shared checks; its public functions are the checks. A check is called
+with a name and returns nothing, or raises AssertionError, which says what is wrong. The suite calls the same
+checks for all that the project holds.
 """
 
 import importlib
@@ -12,18 +12,27 @@ import typing
 
 from stmoe import errors
 from stmoe import plugins
+from stmoe.conform import generic
 
+ROOMS = 'stmoe.conform', 'stmoe.conform.data', 'stmoe.conform.derived'
 Check = typing.Callable[..., None]
 
 
 def checks(kind: str) -> list[Check]:
   """Returns the checks of things of `kind`, a key of `kinds.KINDS`, in the order of their file; or []."""
-  if not importlib.util.find_spec(f'stmoe.conform.{kind}'):
+  places = [f'{room}.{kind}' for room in ROOMS if importlib.util.find_spec(f'{room}.{kind}')]
+  if not places:
     return []
-  module = importlib.import_module(f'stmoe.conform.{kind}')
+  module = importlib.import_module(places[0])
   return [function for function in vars(module).values()
           if inspect.isfunction(function) and function.__module__ == module.__name__
           and not function.__name__.startswith('_')]
+
+
+def takes_fields(kind: str) -> bool:
+  """Returns whether checks of things of `kind` take fields."""
+  return any(parameter.kind is parameter.VAR_KEYWORD for check in checks(kind)
+             for parameter in inspect.signature(check).parameters.values())
 
 
 def title(check: Check) -> str:
@@ -38,12 +47,16 @@ def failures(kind: str, name: str, fields: dict[str, typing.Any],
   Args:
     fields: of the constructor, where the generic ones are not those wanted.
     say:    called with the title of every check, and what is wrong or None.
+  Raises:
+    generic.Unknown: it needs another field.
   """
   count = 0
   for check in checks(kind):
     try:
       check(name, **fields)
       say(title(check), None)
+    except generic.Unknown:
+      raise
     except Exception as error:           # whatever the code that is checked does
       count += 1
       said = ' '.join(str(error).split())[:400] or 'it failed'

@@ -28,18 +28,25 @@ OF_LAYERS = dict(d_ff=12, num_experts=4, k=2, router=dict(name='smoe', num_exper
                  inner=dict(name='dense', d_ff=12))
 
 
+class Unknown(errors.UserError):
+  """What is to be checked, `whose`, needs the field `name`, of which no check knows a value."""
+
+  def __init__(self, whose: str, name: str):
+    super().__init__(f'{whose} needs the field {name!r}, of which no check knows a value; nearest: '
+                     f'stmoe check FILE:{name}=VALUE')
+
+
 def known(make: typing.Callable, fields: dict[str, typing.Any]) -> dict[str, typing.Any]:
   """Returns the entries of `fields` that the class `make` takes.
 
-  Raises UserError for a field that it needs and that is not among them.
+  Raises Unknown for a field that it needs and that is not among them.
   """
   parameters = inspect.signature(make.__init__).parameters
   given = {'self', 'd_model', 'rngs', 'num_experts'}
   for name, parameter in parameters.items():
     if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY and (
         name not in fields and name not in given):
-      raise errors.UserError(f'{getattr(make, "__name__", make)} needs the field {name!r}, of which no check '
-                             f'knows a value; nearest: stmoe check FILE:{name}=VALUE')
+      raise Unknown(getattr(make, '__name__', str(make)), name)
   return {key: value for key, value in fields.items() if key in parameters}
 
 

@@ -162,7 +162,7 @@ def test_many_beams_are_brute_force(name):
   plan, params, routers = tiny_plan.build(name, vocab=VOCAB)
   for alpha in (0.0, 3.0):
     search = jax.jit(lambda params, batch, alpha=alpha: beam.Beam(beams=40, length_penalty=alpha).search(
-        plan.model(params, routers), batch, SHORT))
+        plan.model(params, routers), batch, SHORT, None))
     ids, scores = search(params, tiny_plan.prompts(name, vocab=VOCAB, rows=2))
     for row in range(2):
       text, score = brute_force(name, row, alpha)

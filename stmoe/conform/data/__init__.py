@@ -1,0 +1,1 @@
+"""What sources of data, objectives and tasks of texts must do."""

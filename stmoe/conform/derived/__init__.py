@@ -1,0 +1,1 @@
+"""What surgeries, factorisations and adaptations of trained runs must do."""
