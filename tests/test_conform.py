@@ -13,6 +13,7 @@ from tests.docs import pages
 
 # Fields where the generic ones do not do: (kind, name) -> fields.
 FIELDS: dict = {
+    ('factorisation', 'read_me'): dict(width=8),
     ('around', 'mixture_of_depths'): dict(share=0.5),
     ('attention', 'graph_of_tokens'): dict(head='earlier'),
     ('attention', 'latent_attention'): dict(nope_dim=3, value_dim=5, kv_rank=6, q_rank=7),
