@@ -24,7 +24,8 @@ def config(tmp_path, arg, *changed):
   return cfg
 
 
-HOME = ('--config.model.mixer.group_size=2', '--config.model.mixer.meta=2', '--config.model.mixer.specific=1')
+# A norm over two rows alike divides by nearly nothing: one ulp of the parameters moves gradients by 1e-3.
+HOME = ('--config.model.mixer.group_size=4', '--config.model.mixer.meta=2', '--config.model.mixer.specific=1')
 
 
 def computed(cfg, devices):
