@@ -24,6 +24,7 @@ from stmoe import lookup
 from stmoe import parsing
 from stmoe import plugins
 from stmoe import sections
+from stmoe.plugins import kinds
 
 PACKAGE = 'stmoe.configs'
 FEW = 16                                 # fields that a message lists
@@ -191,7 +192,7 @@ def instead_of(name: str) -> str:
   if '://' in name:
     return '; addresses are not read: copy what lies there into a folder, and name the folder'
   if found := lookup.kinds_of(name):
-    of = ' and of '.join(lookup.PLURALS[kind] for kind in found)
+    of = ' and of '.join(kinds.PLURALS[kind] for kind in found)
     alike = [other for other in available() if other.endswith(f'/{name}')]
     near = f'; nearest: {", ".join(alike[:3])}' if alike else ''
     return f'{near}; {name} is a name of {of}: stmoe show {name}'

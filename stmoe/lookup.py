@@ -23,17 +23,6 @@ from stmoe import value_ranges
 from stmoe.plugins import kinds
 
 PACKAGES = kinds.PACKAGES              # the key of a configuration that names a module -> its package
-# What several modules of a kind are called: `stmoe list routers`.
-PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts': 'experts',
-           'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
-           'target': 'targets', 'source': 'sources', 'objective': 'objectives', 'metric': 'metrics',
-           'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
-           'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
-           'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
-           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces', 'figure': 'figures',
-           'around': 'around', 'tasks': 'tasks', 'rotary_scaling': 'rotary_scaling', 'packing': 'packings',
-           'positions': 'positions', 'optimizer': 'optimizers', 'schedule': 'schedules'}
-
 OF_DATA = PACKAGES['source'], PACKAGES['objective']                  # packages that say what data have
 
 # (kind, parameter) that the builder of the object gives: no field, whatever its annotation says.
@@ -41,7 +30,6 @@ GIVEN = {('experts', 'num_experts'), ('schedule', 'total_steps')}
 
 # What a section of a kind without a name means.
 UNNAMED = {'target': 'ids', 'rotary_scaling': 'yarn'}
-
 
 # Kinds that are functions of their modules, and named with their fields in one text.
 FUNCTIONS = {'executor': 'execute', 'launcher': 'launch', 'surgery': 'operate',
@@ -93,7 +81,7 @@ def kinds_of(name: str) -> list[str]:
   >>> kinds_of('st_moe'), kinds_of('replay'), kinds_of('lm/text')
   (['router'], ['router'], [])
   """
-  return [kind for kind in PLURALS if has(kind, name) or name in wrappers(kind)]
+  return [kind for kind in kinds.PLURALS if has(kind, name) or name in wrappers(kind)]
 
 
 def check(kind: str, name: str, where: str = '') -> None:
@@ -104,7 +92,7 @@ def check(kind: str, name: str, where: str = '') -> None:
   if not has(kind, name) and name not in wrappers(kind):
     names = available(kind) + wrappers(kind)
     every = f'there are: {", ".join(names)}' if len(names) <= errors.MANY else (
-        f'stmoe list {PLURALS.get(kind, kind)} shows all {len(names)}')
+        f'stmoe list {kinds.PLURALS.get(kind, kind)} shows all {len(names)}')
     other = next((plugin for plugin in plugins.known() if plugin.name == name), None)
     instead = (f'; {other.path} is taken for {other.holds}{kinds.OR_SAID}' if other else
                errors.nearest(name, names))
@@ -302,6 +290,15 @@ def having(kind: str, field: str) -> list[str]:
   own = known_fields(kind) if kind not in FUNCTIONS else {
       name: declared.of_function(PACKAGES[kind], name, FUNCTIONS[kind]) for name in available(kind)}
   return [name for name, known in own.items() if field in known and known[field].range is not None]
+
+
+def encodes_inputs(model: str) -> bool:
+  """Returns whether the named model is an encoder-decoder: texts that are given go into another stack.
+
+  >>> encodes_inputs('t5'), encodes_inputs('lm')
+  (True, False)
+  """
+  return model in having('model', 'decoder')
 
 
 def unranged(kind: str, name: str, field: str) -> str:

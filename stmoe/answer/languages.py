@@ -24,7 +24,7 @@ def speak(cfg: ml_collections.ConfigDict, vocabulary: typing.Any, source: str | 
   for option, name in (('--source-language', source), ('--target-language', target)):
     if name is None:
       continue
-    if cfg.model.name not in lookup.having('model', 'decoder') or not hasattr(vocabulary, 'first_ids'):
+    if not lookup.encodes_inputs(cfg.model.name) or not hasattr(vocabulary, 'first_ids'):
       raise errors.UserError(f'{option} {name}: languages are tokens of an encoder-decoder with a '
                              'tokenizer.json, and this run is none; nearest: without it')
     token = vocabulary.special.get(name)

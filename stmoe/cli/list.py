@@ -15,8 +15,9 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import explained
 from stmoe import lookup
+from stmoe.plugins import kinds
 
-KINDS = {plural: kind for kind, plural in lookup.PLURALS.items()}
+KINDS = {plural: kind for kind, plural in kinds.PLURALS.items()}
 TASKS = 'tasks'
 
 

@@ -23,6 +23,7 @@ from stmoe import explained
 from stmoe import lookup
 from stmoe import sections
 from stmoe.derive import downloaded
+from stmoe.plugins import kinds
 from stmoe.runs import directory as rundir
 from stmoe.runs import lineage
 
@@ -93,7 +94,7 @@ def _resolved(config, name):
 
 def _others():
   """What the command shows beside experiments and folders: words and modules."""
-  return {*explained.words(), *(name for kind in lookup.PLURALS
+  return {*explained.words(), *(name for kind in kinds.PLURALS
                                 for name in (*lookup.available(kind), *lookup.wrappers(kind)))}
 
 

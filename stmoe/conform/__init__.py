@@ -14,7 +14,7 @@ from stmoe import errors
 from stmoe import plugins
 from stmoe.conform import generic
 
-ROOMS = 'stmoe.conform', 'stmoe.conform.data', 'stmoe.conform.derived'
+ROOMS = 'stmoe.conform', 'stmoe.conform.data', 'stmoe.conform.derived', 'stmoe.conform.training'
 Check = typing.Callable[..., None]
 
 

@@ -50,6 +50,14 @@ def known(make: typing.Callable, fields: dict[str, typing.Any]) -> dict[str, typ
   return {key: value for key, value in fields.items() if key in parameters}
 
 
+def check_of(module: str, rule: typing.Callable, call: typing.Callable) -> typing.Callable[..., None]:
+  """Returns `call(name, **fields)` as a check of dotted `module`, with the name and the title of `rule`."""
+  def check(name, **fields):
+    call(name, **fields)
+  check.__name__, check.__doc__, check.__module__ = rule.__name__, rule.__doc__, module
+  return check
+
+
 def cached(function: typing.Callable) -> typing.Callable:
   """Returns `function(name, **fields)`, called once for equal arguments and plugins; fields may be groups."""
   results: dict[str, typing.Any] = {}

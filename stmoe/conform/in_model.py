@@ -1,6 +1,5 @@
 """What a language model must do of which every block holds what is checked: train, write, and look back."""
 
-import functools
 import typing
 
 from flax import nnx
@@ -34,15 +33,8 @@ def checks(block: typing.Callable[[str, dict], dict]) -> typing.Iterator[typing.
   """
   for rule in (every_parameter_has_a_gradient, later_tokens_change_nothing, decoding_says_the_same,
                reports_of_microbatches_add_up):
-    yield _of_kind(rule, block)
-
-
-def _of_kind(rule, block):
-  @functools.wraps(rule)
-  def check(name, **fields):
-    rule(**block(name, fields))
-  check.__module__ = block.__module__    # a check of that file
-  return check
+    yield generic.check_of(block.__module__, rule,
+                           lambda name, rule=rule, **fields: rule(**block(name, fields)))
 
 
 def every_parameter_has_a_gradient(**block) -> None:

@@ -70,6 +70,6 @@ def _copy_vocabulary(target, run, cfg):
     found = pipeline.vocabulary(cfg, found=record.read(run)).files
   except errors.UserError:
     return
-  pieces = 'spiece.model' if cfg.model.name in lookup.having('model', 'decoder') else 'tokenizer.model'
+  pieces = 'spiece.model' if lookup.encodes_inputs(cfg.model.name) else 'tokenizer.model'
   for name, file in found.items():
     shutil.copyfile(file, target / (pieces if name == vocab.FILE else name))

@@ -40,7 +40,7 @@ def of(source: pathlib.Path, cfg: ml_collections.ConfigDict, say: Callable) -> t
     say(f'no {tokenizer.FILE} and no SentencePiece model: what reads texts will want '
         '--config.data.vocab=FILE')
     return None
-  of_t5 = cfg.model.name in lookup.having('model', 'decoder') and 'spiece' in file.name
+  of_t5 = lookup.encodes_inputs(cfg.model.name) and 'spiece' in file.name
   extra = cfg.data.extra_ids or (100 if of_t5 else 0)
   vocabulary = tokenizer.opened(file, extra)
   if vocabulary.vocab_size > cfg.model.vocab_size:

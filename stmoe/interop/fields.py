@@ -76,7 +76,7 @@ def ids(hf, generation, model):
   fields = hf | {key: value for key, value in generation.items() if value is not None}
   ends = fields.get('eos_token_id')
   ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-  encodes = model['name'] in lookup.having('model', 'decoder')
+  encodes = lookup.encodes_inputs(model['name'])
   first = ('decoder_start_token_id', 'pad_token_id') if encodes else ('bos_token_id',)
   start = next((fields[key] for key in first if fields.get(key) is not None), (*ends, 0)[0])
   forced = fields.get('forced_bos_token_id') if encodes else None

@@ -78,7 +78,7 @@ class ChainOfExperts(nnx.Module):
   def iterate(self, n: jax.Array, ctx: contract.Context, carry: contract.Carry) -> contract.Answer:
     """Returns (v_C [B,T,D], dict of Aux, carry) for the normalised n [B,T,D]."""
     v, aux = n, {}
-    run = jax.checkpoint(_call) if self.remat else _call
+    run = jax.checkpoint(checked.answer) if self.remat else checked.answer
     for name, layer in self.turns():
       y, aux[name], carry = run(layer, v, ctx.fold(name), carry)
       added = dict(previous=v, initial=n).get(self.inner_residual)   # [B, T, D]
@@ -92,7 +92,3 @@ class ChainOfExperts(nnx.Module):
       layer = jax.tree.map(lambda a: a, self.inner)                  # another module of the same arrays
       modules.sparse(layer)[0].router = getattr(self, name).router or modules.sparse(layer)[0].router
       yield name, layer
-
-
-def _call(layer, x, ctx, carry):
-  return checked.answer(layer, x, ctx, carry)

@@ -45,6 +45,16 @@ PACKAGES = {
 # Sections of a configuration that name a function -> the module in which such functions stand together.
 MODULES = {'optimizer': 'stmoe.train.optimizers', 'schedule': 'stmoe.train.schedules'}
 KINDS = PACKAGES | MODULES           # what a plugin may hold
+# What several modules of a kind are called: `stmoe list routers`.
+PLURALS = {'model': 'models', 'router': 'routers', 'layer': 'layers', 'experts': 'experts',
+           'virtual': 'virtual', 'executor': 'executors', 'attention': 'attention', 'head': 'heads',
+           'target': 'targets', 'source': 'sources', 'objective': 'objectives', 'metric': 'metrics',
+           'strategy': 'strategies', 'family': 'families', 'surgery': 'surgeries',
+           'factorisation': 'factorisations', 'adaptation': 'adaptations', 'adapter': 'adapters',
+           'mixer': 'mixers', 'network': 'networks', 'law': 'laws', 'launcher': 'launchers',
+           'writer': 'writers', 'peer': 'peers', 'piece': 'pieces', 'figure': 'figures',
+           'around': 'around', 'tasks': 'tasks', 'rotary_scaling': 'rotary_scaling', 'packing': 'packings',
+           'positions': 'positions', 'optimizer': 'optimizers', 'schedule': 'schedules'}
 # Kinds that are told by names at the top of a file, and by the arguments of the functions among them.
 AT_TOP: dict[str, dict[str, list[str] | None]] = {
     'tasks': dict(TASKS=None),

@@ -84,15 +84,7 @@ def keeping_all_changes_nothing(kind: str, models: tuple, name: str, **fields) -
 def checks(kind: str, *models: tuple) -> typing.Iterator[typing.Callable[..., None]]:
   """Yields the checks above for the file of `kind`; of `models` the first is changed that it takes."""
   for rule in (numbers_fit, the_same_each_time, keeping_all_changes_nothing):
-    yield _of_kind(rule, kind, models)
-
-
-def _of_kind(rule, kind, models):
-  @functools.wraps(rule)
-  def check(name, **fields):
-    rule(kind, models, name, **fields)
-  check.__module__ = f'{__package__}.{kind}'                         # a check of that file
-  return check
+    yield generic.check_of(f'{__package__}.{kind}', rule, functools.partial(rule, kind, models))
 
 
 def plan(cfg: ml_collections.ConfigDict) -> states.Blueprint:

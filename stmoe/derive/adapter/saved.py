@@ -100,7 +100,7 @@ def _config(cfg, run, found):
   """The adapter_config.json of a configuration's adapter, but for `_strategy`."""
   low, modules = _low(cfg), sorted({_module(part) for part in found.parts() if part.path[-1] == 'a'})
   base = (_beside(run) or dict(run=str(run)))['run']
-  task = 'SEQ_2_SEQ_LM' if cfg.model.name in lookup.having('model', 'decoder') else 'CAUSAL_LM'
+  task = 'SEQ_2_SEQ_LM' if lookup.encodes_inputs(cfg.model.name) else 'CAUSAL_LM'
   rate = low.pop('dropout_rate')
   section = _section(cfg)
   if section is None:

@@ -118,7 +118,7 @@ def configuration(sections, overrides=()):
   _, common = experiment.find_module('common')
   c = common.config()
   model = sections['model']
-  if model['name'] in lookup.having('model', 'decoder'):
+  if lookup.encodes_inputs(model['name']):
     c.data = common.seq2seq('text', 512, 114, extra_ids=0)
   else:
     c.data = common.data('text', 512)
