@@ -51,7 +51,7 @@ class Record(replay.Placed):
     experts = experts.reshape(len(experts), a.choices, -1).swapaxes(1, 2)          # [G, S, n]
     number = ctx.known(contract.TOKEN_NUMBER, 'a record of routing')
     routes = dict(experts=experts, place=place[..., 0], number=number)
-    aux = routed.aux.replace(records=routed.aux.records | dict(routes=routes))
+    aux = routed.aux.recorded(routes=routes)
     return routed.replace(aux=aux, carry=routed.carry | {replay.PLACE: place + 1})
 
 

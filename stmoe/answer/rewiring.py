@@ -150,10 +150,10 @@ def _read(plan, prompt, params, routers, batch, vectors):
 
 def _changed(before, after, mask):
   """(experts of tokens in `mask` that they did not have before, all experts); () of a layer without edges."""
-  counts, names = [], [name for name in after.records if name.endswith('edges')]
-  for name in names:                     # every token is a group by itself
-    old, new = (report.records[name]['expert'] for report in (before, after))      # [B*T, k]
-    live = (new < after.load.shape[-1] // len(names)) & mask.reshape(-1, 1)
+  counts = []
+  for name, edges, num_experts in after.edges():                     # every token is a group by itself
+    old, new = before.records[name]['expert'], edges['expert']       # [B*T, k]
+    live = (new < num_experts) & mask.reshape(-1, 1)
     same = (new[:, :, None] == old[:, None, :]).any(axis=2)
     counts.append(((live & ~same).sum(), live.sum()))
   return tuple(map(sum, zip(*counts)))

@@ -255,6 +255,22 @@ class Aux(struct.PyTreeNode):
   statistics: dict = dataclasses.field(default_factory=dict)
   records: dict = dataclasses.field(default_factory=dict)
 
+  def recorded(self, **own) -> 'Aux':
+    """Returns this report with the records `own`, dict name -> arrays [G,...], beside those that it has."""
+    return self.replace(records=self.records | own)
+
+  def without(self, *names: str) -> 'Aux':
+    """Returns this report without the records of these names, arrays [G,...]."""
+    return self.replace(records={name: a for name, a in self.records.items() if name not in names})
+
+  def edges(self) -> list[tuple[str, dict, int]]:
+    """Returns (record, dict with token, expert, weight [G,N], E) of each router of which edges are recorded.
+
+    A record is called 'edges', or '0.edges', '1.edges', ... of several routers.
+    """
+    names = [name for name in self.records if name.endswith('edges')]
+    return [(name, self.records[name], self.load.shape[-1] // len(names)) for name in names]
+
 
 # What the pure function of a router returns: the edges to execute and the report.
 Decision = tuple[assignment.Assignment, Aux]

@@ -52,8 +52,7 @@ class CompressedExperts(moe.Moe):
     gates = aux.records[RECORD].reshape(*x.shape[:2], -1)            # [B, T, E]
     vector = jnp.einsum('bte,ed->btd', gates, self.compressed[...])
     factor = jnp.where(gates.sum(-1, keepdims=True) > 0, vector, 1)
-    records = {name: record for name, record in aux.records.items() if name != RECORD}
-    return y * factor.astype(y.dtype), aux.replace(records=records), carry
+    return y * factor.astype(y.dtype), aux.without(RECORD), carry
 
 
 class Main(wrappers.Wrapper):
@@ -89,4 +88,4 @@ class Main(wrappers.Wrapper):
     part = min(self.main / (contract.offered(self.inner, 'k') or self.main), 1)
     edges = assignment.expecting(edges, a.rows_per_group * part)
     return routed.replace(assignment=assignment.cap(edges, a.capacity),
-                          aux=routed.aux.replace(records=routed.aux.records | {RECORD: shares}))
+                          aux=routed.aux.recorded(**{RECORD: shares}))

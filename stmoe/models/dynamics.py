@@ -81,9 +81,9 @@ class Dynamics(nnx.Module):
 
 
 def _without_choices(aux):
-  """(Aux by layer without records, choice f32[B,K,E] of the first sparse layer)."""
+  """(Aux by layer without choices, choice f32[B,K,E] of the first sparse layer)."""
   choices = [report.records['choice'] for report in aux.values() if 'choice' in report.records]
-  return {name: report.replace(records={}) for name, report in aux.items()}, choices[0]
+  return {name: report.without('choice') for name, report in aux.items()}, choices[0]
 
 
 class Contexts(nnx.Module):

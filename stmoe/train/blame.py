@@ -24,8 +24,8 @@ def routers(plan, state, batch, microbatches):
     def of_part(part):
       index, part = part
       _, aux = model(part, jax.random.fold_in(key, index) if microbatches > 1 else key, train=True, step=step)
-      return {layer: sum(_bad(edges, a) for edges in a.records.values())
-              for layer, a in aux.items() if a.records}
+      return {layer: sum(_bad(edges, number) for _, edges, number in a.edges())
+              for layer, a in aux.items() if a.edges()}
     parts = jnp.arange(microbatches), steps.split(batch, microbatches)
     return jax.tree.map(jnp.sum, jax.lax.map(of_part, parts))
 
@@ -41,6 +41,5 @@ def routers(plan, state, batch, microbatches):
           for name, number in sorted(bad_edges.items()) if number]
 
 
-def _bad(edges, aux):
-  experts = aux.load.shape[-1] // len(aux.records)
+def _bad(edges, experts):
   return jnp.sum(~jnp.isfinite(edges['weight']) & (edges['expert'] < experts))

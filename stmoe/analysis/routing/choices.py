@@ -88,10 +88,8 @@ def elsewhere(aux):
 def _edges(aux):
   """Yields (name, edges, E) of every router that recorded edges."""
   for layer, report in aux.items():
-    records = {name: edges for name, edges in report.records.items() if name.endswith('edges')}
-    for record, edges in records.items():
-      name = f'{layer}.{record}'.removesuffix('.edges')              # 'edges', or '0.edges', '1.edges', ...
-      yield name, edges, report.load.shape[-1] // len(records)
+    for record, edges, num_experts in report.edges():
+      yield f'{layer}.{record}'.removesuffix('.edges'), edges, num_experts
 
 
 def _masks(batch):

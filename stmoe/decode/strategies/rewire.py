@@ -60,7 +60,7 @@ class Measured(wrappers.Deciding):
     routed = super().decide(logits, ctx, carry, choose)
     sure = jax.lax.top_k(jax.nn.softmax(logits), self.k or 1)[0].sum(axis=-1)      # [G, S]
     own = {CONFIDENCE.format(self.number): sure}
-    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | own))
+    return routed.replace(aux=routed.aux.recorded(**own))
 
 
 def zeros(model: typing.Any, batch: dict) -> Vectors:

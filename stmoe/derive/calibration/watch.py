@@ -40,7 +40,7 @@ class Watch(wrappers.Wrapper):
       return {name: item(seen) for name, item in items.items()}
     # One group after the other: the outputs of all experts are large.
     sums = jax.lax.map(sums_of, (x.astype(jnp.float32), mask, logits, weights, taken, even))
-    return routed.replace(aux=routed.aux.replace(records=routed.aux.records | sums))
+    return routed.replace(aux=routed.aux.recorded(**sums))
 
   def _logits(self, x, ctx, items):
     """f32[G,S,E]; 0 for a router without logits, where nobody asks for them."""

@@ -18,6 +18,7 @@ from stmoe.parts.around import ada_ln_zero
 EMBEDDING = 'time_embedding'             # given of every row, [B,1,D]: of its time
 TIME = 'time'                            # given of every row, [B,1]: the time itself
 END = '.modulation'                      # of the name that the sparse layer reports under
+PROBS, CHOSEN = 'probs', 'chosen'          # names of records that `joint` reads
 EPSILON = 1e-6                           # in the logarithms of the prior loss
 
 
@@ -141,7 +142,7 @@ class SwitchDit(block_lib.Around):
       y, aux, carry = self.modulation.chosen_by(jnp.broadcast_to(embedding, x.shape), x,
                                                 ctx.fold('modulation'), carry)
     x, reports, carry = modulated(lambda x: self.block(x, ctx, carry), x, 1 + y)
-    return x, reports | {END: aux.replace(records=self._records(embedding, ctx))}, carry
+    return x, reports | {END: aux.recorded(**self._records(embedding, ctx))}, carry
 
   def _records(self, embedding, ctx):
     """What `joint` needs: probs f32[B,E] of the rows' times and chosen i8[T,E] of all times."""
@@ -150,15 +151,15 @@ class SwitchDit(block_lib.Around):
       return {}
     all_probs = jax.nn.softmax(router.scores(jax.lax.stop_gradient(times.embedding)[None])[0], axis=-1)
     chosen = jax.nn.one_hot(choices.top(all_probs, router.k), router.num_experts, dtype=jnp.int8)
-    return dict(probs=jax.nn.softmax(router.scores(embedding)[:, 0], axis=-1), chosen=jnp.sum(chosen, axis=1))
+    return {PROBS: jax.nn.softmax(router.scores(embedding)[:, 0], axis=-1), CHOSEN: jnp.sum(chosen, axis=1)}
 
   def joint(self, aux: dict, ctx: contract.Context) -> dict:
     """Returns `aux` with the loss diffusion_prior in the first layer that modulates; see `modules.joint`."""
-    names = [name for name, one in aux.items() if name.endswith(END) and one.records]
+    names = [name for name, one in aux.items() if name.endswith(END) and PROBS in one.records]
     if not names:
       return aux
     joined = lambda key: jnp.concatenate([aux[name].records[key] for name in names], axis=-1)
-    probs, chosen, times = joined('probs') / len(names), joined('chosen'), ctx.visible['times'].time
+    probs, chosen, times = joined(PROBS) / len(names), joined(CHOSEN), ctx.visible['times'].time
     units, share = probs.shape[1], self.modulation.router.k / self.modulation.router.num_experts
     mask = jnp.asarray(prior_mask(len(times), units, share, self.alpha))           # [T, U]
     order = jax.random.fold_in(jax.random.key(0), ctx.step)
@@ -167,6 +168,6 @@ class SwitchDit(block_lib.Around):
     of_rows = mask[nearest(times, ctx.known(TIME, 'around switch_dit'))]
     each = diffusion_prior(probs, of_rows, match, gates, priors)     # [B]
     value = losses.token_mean(each, ctx.mask, ctx.tokens)
-    reported = {name: aux[name].replace(records={}) for name in names}
+    reported = {name: aux[name].without(PROBS, CHOSEN) for name in names}
     first = reported[names[0]]
     return aux | reported | {names[0]: first.replace(losses=first.losses | dict(diffusion_prior=value))}

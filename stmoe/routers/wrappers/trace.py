@@ -31,4 +31,4 @@ class Trace(wrappers.Wrapper):
 
 
 def _recorded(routed, edges):
-  return routed.replace(aux=routed.aux.replace(records=routed.aux.records | dict(edges=edges)))
+  return routed.replace(aux=routed.aux.recorded(edges=edges))
