@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import math
 import re
@@ -127,10 +128,11 @@ def _read(source, known):
       [np.concatenate([table.numbers(name, missing) for name in fields], 1) for table in tables])
   names = lambda fields: np.concatenate(
       [np.concatenate([table.names(name) for name in fields], 1) for table in tables])
+  place = lambda fields: functools.partial(_place, tables, fields)
   entries, facts = {}, {}
   if source.numbers:
     entries['features'], facts['scales'] = _standardised(
-        numbers(source.numbers), held, known.get('scales'), paths[0])
+        numbers(source.numbers), held, known.get('scales'), place(source.numbers))
   if source.categories:
     entries['ids'], facts['categories'] = _numbered(names(source.categories), held, known.get('categories'))
     _room(source, facts['categories'])
@@ -140,11 +142,12 @@ def _read(source, known):
   if source.group:
     entries['group'] = np.unique(names([source.group])[:, 0], return_inverse=True)[1].astype(np.int32)
   if source.classes:
-    labels, facts['classes'] = _classes(names(source.labels), held, known.get('classes'), paths)
+    labels, facts['classes'] = _classes(names(source.labels), held, known.get('classes'),
+                                         place(source.labels))
     entries |= labels
     facts['num_classes'] = len(facts['classes'])
   else:
-    entries |= _values(numbers(source.labels, missing=True), paths)
+    entries |= _values(numbers(source.labels, missing=True), place(source.labels))
   return arrays.divided(paths[0], entries, held), facts
 
 
@@ -162,17 +165,30 @@ def _once(source):
                              f'it has to predict; nearest: data.{field} without {told}')
 
 
-def _standardised(values, held, scales, path):
+def _place(tables, fields, row, column):
+  """Where entry [row, column] of the columns `fields` of all tables lies, in words."""
+  names = [name for name in fields for _ in range(_width([name]))]
+  for table in tables:
+    if row < table.length:
+      return table.place(row, names[column])
+    row -= table.length
+  raise IndexError(row)
+
+
+def _standardised(values, held, scales, place):
   """(f32[N,F] of values f64[N,F], scales [[mean, deviation]] of each column); `scales` may be known."""
-  if scales is None:
-    part = values[~held] if (~held).any() else values
-    deviation = part.std(0)
-    scales = np.stack([part.mean(0), np.where(deviation > 0, deviation, 1.0)], 1).tolist()
-  mean, deviation = np.asarray(scales).T
-  with np.errstate(over='ignore'):
+  with np.errstate(over='ignore', invalid='ignore'):                 # told below
+    if scales is None:
+      part = values[~held] if (~held).any() else values
+      deviation = part.std(0)
+      scales = np.stack([part.mean(0), np.where(deviation > 0, deviation, 1.0)], 1).tolist()
+    mean, deviation = np.asarray(scales).T
     scaled = ((values - mean) / deviation).astype(np.float32)
-  if not np.isfinite(scaled).all():
-    raise errors.UserError(f'{path}: numbers are too large to be standardised')
+  bad = ~np.isfinite(scaled) | ~np.isfinite(deviation)               # [N, F]
+  if bad.any():
+    row, column = np.unravel_index(np.argmax(bad * np.abs(values)), bad.shape)
+    raise errors.UserError(f'{place(row, column)} holds {values[row, column]:g}, too large to be '
+                           'standardised')
   return scaled, scales
 
 
@@ -195,29 +211,32 @@ def _room(source, values):
                            f'data.categories have {needed} ids; nearest: data.num_ids={needed}')
 
 
-def _values(values, paths):
+def _values(values, place):
   """Dict of values and weights, f32[N,n], of f64[N,n] with NaN where there is none."""
   present = ~np.isnan(values)
   with np.errstate(over='ignore'):
     filled = np.where(present, values, 0).astype(np.float32)
   if not np.isfinite(filled).all():
-    raise errors.UserError(f'{paths[-1]}: a label is too large for a number of 32 bits')
+    row, column = np.argwhere(~np.isfinite(filled))[0]
+    raise errors.UserError(f'{place(row, column)} holds {values[row, column]:g}, too large for a number of '
+                           '32 bits')
   return dict(values=filled, weights=present.astype(np.float32))
 
 
-def _classes(names, held, known, paths):
+def _classes(names, held, known, place):
   """(dict of labels i32[N,1] and weights f32[N,1], the sorted classes in training, or those `known`).
 
   names: [N,1], '' where there is none.
   """
   classes = known or sorted({*names[~held, 0]} - {''}, key=_order)
   number = {name: i for i, name in enumerate(classes)} | {'': 0}
-  unknown = next((name for name in names[:, 0] if name not in number), None)
-  if unknown is not None:
+  row = next((row for row, name in enumerate(names[:, 0]) if name not in number), None)
+  if row is not None:
+    unknown = str(names[row, 0])
     near = '; nearest: data.classes=False' if FRACTION.fullmatch(unknown) else ''
     more = f' and {len(classes) - 10:,} more' if len(classes) > 10 else ''
-    raise errors.UserError(f'{paths[-1]}: the label {str(unknown)!r} is in no row of training{near} (there '
-                           f'are: {", ".join(classes[:10])}{more})')
+    raise errors.UserError(f'{place(row, 0)}: the label {unknown!r} is in no row of training{near} '
+                           f'(there are: {", ".join(classes[:10])}{more})')
   labels = np.array([number[name] for name in names[:, 0]], np.int32).reshape(-1, 1)
   return dict(labels=labels, weights=(names != '').astype(np.float32)), classes
 
@@ -251,8 +270,7 @@ class _Npz:
     column = column.astype(np.float64)
     bad = ~np.isfinite(column) & ~(np.isnan(column) & missing)
     if bad.any():
-      raise errors.UserError(f'{self.path}: row {int(np.argwhere(bad)[0][0])} of column {name} is no finite '
-                             'number')
+      raise errors.UserError(f'{self.place(int(np.argwhere(bad)[0][0]), name)} is no finite number')
     return column
 
   def names(self, name):
@@ -266,6 +284,10 @@ class _Npz:
     except UnicodeDecodeError as error:
       raise errors.UserError(f'{self.path}: column {name} holds {error.object[:40]!r}, which is not UTF-8'
                              ) from error
+
+  def place(self, row, name):
+    """Returns where the entry of a row, from 0 on, of a column lies."""
+    return f'{self.path}: row {row} of column {name}'
 
   def _column(self, name):
     several = SEVERAL.fullmatch(name)
@@ -324,6 +346,10 @@ class _Csv:
     """Returns str[N,1] of a column."""
     return np.array(self._cells(name), str).reshape(-1, 1)
 
+  def place(self, row, name):
+    """Returns where the cell of a row, from 0 on, of a column lies."""
+    return f'{self.path}, line {self._lines[row]}: column {name}'
+
   def _cells(self, name):
     if name not in self._at:
       raise errors.UserError(f'{self.path} has no column {name!r}{errors.nearest(name, self._at)} (it has: '
@@ -336,6 +362,5 @@ class _Csv:
     except ValueError:
       value = math.nan
     if not math.isfinite(value):
-      raise errors.UserError(f'{self.path}, line {self._lines[at]}: column {name} holds {cell[:40]!r}, which '
-                             'is no finite number')
+      raise errors.UserError(f'{self.place(at, name)} holds {cell[:40]!r}, which is no finite number')
     return value

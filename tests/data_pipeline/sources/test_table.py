@@ -179,10 +179,12 @@ def test_a_run_trains_goes_on_and_is_evaluated_without_the_file(config, tmp_path
     (CSV, dict(numbers=('age', 'size', 'age')), "data.numbers names 'age' twice; nearest: data.numbers=age"),
     (CSV, dict(numbers=()), 'a table needs columns to predict from'),
     (CSV, dict(classes=True), 'data.labels=price, liked: with data.classes=True they are one column'),
-    (CSV, dict(classes=True, labels=('job',)), "the label 'smith' is in no row of training"),
+    (CSV, dict(classes=True, labels=('job',)),
+     "a.csv, line 4: column job: the label 'smith' is in no row of training"),
     (CSV.replace(',30,', ',.5,'), dict(classes=True, labels=('price',)),
      "the label '.5' is in no row of training; nearest: data.classes=False (there are: 10)"),
-    (CSV.replace('30,,', '1e39,,'), {}, 'a.csv: a label is too large'),
+    (CSV.replace('30,,', '1e39,,'), {}, 'line 4: column price holds 1e+39, too large for'),
+    (CSV.replace('40,', '1e200,'), {}, 'line 3: column age holds 1e+200, too large to be standardised'),
     (CSV, dict(files=('a', 'b', 'c')), 'from one file, or one for each split; it got 3'),
     (CSV, dict(files=('no.csv',)), "no file 'no.csv'"), (CSV + '"a\n', {}, 'a.csv, line 5')])
 def test_mistakes_are_one_line(config, tmp_path, text, fields, said):
