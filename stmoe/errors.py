@@ -3,11 +3,14 @@
 import contextlib
 import difflib
 import os
+import re
 import traceback
 import typing
 
 MANY = 40                                # names are too many for a message
 LONG = 4                                 # names of a difference that a message shows
+# What XLA, CUDA and PyTorch say; the shared memory of a GPU's block is the matter of one kernel.
+MEMORY = re.compile(r'out.of.memory|RESOURCE_EXHAUSTED(?!: *Shared memory)', re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -20,6 +23,11 @@ class Damaged(UserError):
   def __init__(self, file, reason):
     super().__init__(f'{file}: {reason}')
     self.file, self.reason = str(file), reason
+
+
+def of_memory(error: BaseException | str) -> bool:
+  """Returns whether an error, or the text of an error, says that memory did not suffice."""
+  return isinstance(error, MemoryError) or bool(MEMORY.search(str(error)))
 
 
 @contextlib.contextmanager

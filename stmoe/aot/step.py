@@ -10,6 +10,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from stmoe import axes
+from stmoe import errors
 from stmoe import lookup
 from stmoe.analysis import flops
 from stmoe.aot import hlo
@@ -23,7 +24,6 @@ from stmoe.train import step as steps
 
 # The compiler's least effort: a third to a half of the time, another schedule, more memory.
 QUICK = dict(exec_time_optimization_effort=-1.0, memory_fitting_effort=-1.0)
-OVER = re.compile(r'[Rr]an out of memory|RESOURCE_EXHAUSTED')
 
 
 class DoesNotFit(Exception):
@@ -71,7 +71,7 @@ def build(cfg, devices, note=lambda text: None, quick=False):
     try:
       compiled = lowered.compile(compiler_options=QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
-      if OVER.search(str(error)):
+      if errors.of_memory(error):
         raise DoesNotFit(str(error)) from error
       raise
   return plan, compiled, dict(lower=middle - started, compile=time.monotonic() - middle)

@@ -111,7 +111,7 @@ def _explain(error):
   from stmoe import files            # with numpy, which `stmoe --help` does not wait for
   if cause := files.full(error):
     return f'no space left on device: {" ".join(str(cause).split())}', 2
-  if 'RESOURCE_EXHAUSTED' in str(error):
+  if errors.of_memory(error):
     return (f'out of memory: {" ".join(str(error).split())[:120]}; nearest: a smaller train.batch_size, or '
             'more train.microbatches; stmoe compile says what a step needs'), 2
   if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -162,7 +162,7 @@ def slot_usage(a: assignment.Assignment) -> jax.Array:
   >>> float(slot_usage(assignment.cap(edges, 2)))
   0.5
   """
-  slots = a.token.shape[0] * a.num_experts * a.capacity
+  slots = float(a.token.shape[0] * a.num_experts * a.capacity)       # over 2^31 on large meshes
   return jnp.sum(assignment.live(a), dtype=jnp.float32) / slots
 
 

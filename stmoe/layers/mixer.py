@@ -62,8 +62,8 @@ class Mixer(nnx.Module):
     routed = groups.route(self.router)
     y = groups.execute(groups.of(rows), routed.assignment, self.experts, groups.key('experts'))
     choice = jnp.sum(routed.assignment.masks()[1], axis=-1)          # [G, S, E]
-    aux = routed.aux.recorded(choice=groups.tokens(choice))
-    y, aux, carry = groups.answer(y, routed.replace(aux=aux))
+    recorded = routed.aux.recorded(choice=groups.tokens(choice))
+    y, aux, carry = groups.answer(y, routed.replace(aux=recorded))
     return y - x, aux, carry
 
   def errors(self, rows: jax.Array, ctx: contract.Context) -> jax.Array:

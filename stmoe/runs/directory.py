@@ -83,8 +83,15 @@ def verify(path, cfg):
              if not free(field) and _alike(field, old) != _alike(field, new)]
   if changes:
     more = f' and {len(changes) - 4} more' if len(changes) > 4 else ''
+    empty = '' if _begun(path) else f', or remove {path}, which has not made a step'
     raise errors.UserError(f'{path} holds another experiment: {", ".join(changes[:4])}{more}; '
-                           'choose another --workdir')
+                           f'choose another --workdir{empty}')
+
+
+def _begun(path):
+  """Whether run directory `path` holds a checkpoint, or numbers of a step."""
+  lines = pathlib.Path(path) / 'metrics.jsonl'
+  return bool(saved(path)) or lines.exists() and lines.stat().st_size > 0
 
 
 def _alike(field, value):

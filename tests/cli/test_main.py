@@ -180,8 +180,12 @@ def test_full_disk_is_one_line(mistake, monkeypatch):
   assert 'no space left on device' in mistake('list')
 
 
-def test_memory_that_is_not_there_is_one_line(mistake, monkeypatch):
-  _fail(monkeypatch, RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 6837058792 bytes.'))
+@pytest.mark.parametrize('error', [
+    RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 6837058792 bytes.'),
+    RuntimeError('INTERNAL: Error dispatching computation: Out of memory allocating 524288000000000 bytes.'),
+    MemoryError('Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000)')])
+def test_memory_that_is_not_there_is_one_line(mistake, monkeypatch, error):
+  _fail(monkeypatch, error)
   assert 'out of memory' in mistake('list') and 'nearest: a smaller train.batch_size' in mistake('list')
 
 

@@ -182,3 +182,15 @@ def test_the_revision_is_of_this_code_and_not_of_what_lies_around_it(tmp_path, m
   assert rundir._revision() == git('rev-parse', 'HEAD')
   copy.write_text('changed')
   assert rundir._revision() == git('rev-parse', 'HEAD') + '+'
+
+
+def test_a_folder_of_another_experiment_without_a_step_may_be_removed(tmp_path, run):
+  here = experiment.load('lm/text:smoke', ['seed=1'])[0]
+  began = tmp_path / 'began'
+  rundir.claim(began, experiment.load('lm/text:smoke')[0])
+  with pytest.raises(errors.UserError, match=f'choose another --workdir, or remove {began}, which has not'):
+    rundir.claim(began, here)
+  (began / 'metrics.jsonl').write_text('{"step": 1}\n')
+  for path in (began, run):
+    with pytest.raises(errors.UserError, match='seed is 0 there and 1 here; choose another --workdir$'):
+      rundir.claim(path, here)

@@ -10,7 +10,6 @@ whether it fits the next time.
 """
 
 import pathlib
-import re
 
 from stmoe import errors
 from stmoe import files
@@ -18,13 +17,11 @@ from stmoe import files
 FILE = 'results.json'
 STATES = ('done', 'failed', 'stopped')
 LONGEST = 400                            # characters of an error
-# As JAX, CUDA and PyTorch say it; a kernel that wants more than a core's shared memory is another matter.
-MEMORY = re.compile(r'out.of.memory|RESOURCE_EXHAUSTED(?!: *Shared memory)', re.I)
 
 
 def out_of_memory(rows):
   """Returns the first `error` of the rows that is one of the GPU's memory, '' without one."""
-  return next((row['error'] for row in rows if MEMORY.search(row.get('error', ''))), '')
+  return next((row['error'] for row in rows if errors.of_memory(row.get('error', ''))), '')
 
 
 class Measured:
