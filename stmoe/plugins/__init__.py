@@ -37,12 +37,14 @@ OWN = pathlib.Path(__file__).parents[1]  # the folder stmoe
 class Plugin(typing.NamedTuple):
   """A file of somebody else: what it holds (keys of KINDS), its path, and its module if it is installed.
 
-  sha256: of its text when it was read.
+  sha256:  of its text when it was read.
+  imports: places (below) of modules in the folders of kinds that its text imports, plugins or not.
   """
   kinds: tuple[str, ...]
   path: pathlib.Path
   module: str | None
   sha256: str
+  imports: tuple[str, ...]
 
   @property
   def name(self) -> str:
@@ -239,7 +241,7 @@ def _of_file(path, dotted=None):
   held = kinds.told(path, tree)
   for kind in held:
     _not_own(path, kind)
-  return Plugin(held, path, dotted, hashlib.sha256(text.encode()).hexdigest())
+  return Plugin(held, path, dotted, hashlib.sha256(text.encode()).hexdigest(), kinds.imported(tree))
 
 
 def _not_own(path, kind):

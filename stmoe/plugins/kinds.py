@@ -121,6 +121,14 @@ def told(path: pathlib.Path, tree: ast.Module) -> tuple[str, ...]:
   return tuple(kinds)
 
 
+def imported(tree: ast.Module) -> tuple[str, ...]:
+  """Returns the modules in packages of KINDS that a file of syntax tree `tree` imports, 'PACKAGE.NAME'."""
+  names = [name for node in ast.walk(tree) for name in
+           ([f'{node.module}.{alias.name}' for alias in node.names] if isinstance(node, ast.ImportFrom) else
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else ())]
+  return tuple(dict.fromkeys(name for name in names if name.rpartition('.')[0] in KINDS.values()))
+
+
 def _arguments(function):
   """The names of the arguments of a function that are no fields."""
   return [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]

@@ -11,17 +11,20 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe import lookup
 from stmoe import plugins
+from stmoe.plugins import kinds
 from stmoe.runs import records
 
 
 def facts() -> list[dict]:
-  """Returns what env.json says of the plugins of this process: kind, name, file and sha256 of each."""
+  """Returns what env.json says of the plugins of this process: kind, name, file, sha256, imports of each."""
+  places = {place for plugin in plugins.known() for place in plugin.places}
   return [dict(kind=kind, name=plugin.name, file=str(plugin.path).encode(errors='replace').decode(),
-               sha256=plugin.sha256) for plugin in plugins.known() for kind in plugin.kinds]
+               sha256=plugin.sha256, imports=[place for place in plugin.imports if place in places])
+          for plugin in plugins.known() for kind in plugin.kinds]
 
 
 def present(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
-  """Raises UserError if a plugin that `cfg` of run directory `path` names is not known to this process.
+  """Raises UserError if a plugin that `cfg` of run directory `path` needs is not known to this process.
 
   The run remembers where the file was; its code is run only if somebody names the file again.
   """
@@ -41,7 +44,7 @@ def check(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> None:
 
 
 def changed(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> list[str]:
-  """Returns a line for each plugin that `cfg` names whose file is not what run `path` was trained with."""
+  """Returns a line for each plugin that `cfg` needs whose file is not what run `path` was trained with."""
   own = {(kind, plugin.name): plugin for plugin in plugins.known() for kind in plugin.kinds}
   pairs = ((own.get((known['kind'], known['name'])), known.get('sha256')) for known in _of_run(path, cfg))
   return list(dict.fromkeys(f'note: {plugin.path} has changed since {path} was trained with it'
@@ -49,9 +52,19 @@ def changed(path: str | pathlib.Path, cfg: ml_collections.ConfigDict) -> list[st
 
 
 def _of_run(path, cfg):
-  """What env.json of run directory `path` says of the plugins that `cfg` names."""
+  """What env.json of run directory `path` says of the plugins that `cfg` names, and that these import."""
+  known = records.environment(path).get('plugins') or ()
   chosen = {text.partition(':')[0] for text in _texts(list(experiment.flatten(cfg).values()))}
-  return [plugin for plugin in records.environment(path).get('plugins') or () if plugin['name'] in chosen]
+  found = [plugin for plugin in known if plugin['name'] in chosen]
+  for plugin in found:                   # which grows
+    found += [other for other in known if other not in found and _place(other) in plugin.get('imports', ())]
+  return found
+
+
+def _place(plugin):
+  """The name under which Python has the module of a plugin in env.json, None of an unknown kind."""
+  package = kinds.KINDS.get(plugin['kind'])
+  return package and f'{package}.{plugin["name"]}'
 
 
 def _texts(value):

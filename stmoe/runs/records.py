@@ -77,8 +77,8 @@ def environment(path):
     _must(file, isinstance(facts.get(field), (kind, type(None))), f'{field} is no {kind.__name__}')
   added = facts.get('plugins') or []
   _must(file, isinstance(added, list) and all(isinstance(one, dict) and all(
-      isinstance(one.get(field), str) for field in ('kind', 'name', 'file')) for one in added),
-        'plugins have not kind, name and file')
+      isinstance(one.get(field), str) for field in ('kind', 'name', 'file')) and isinstance(
+          one.get('imports', []), list) for one in added), 'plugins have not kind, name, file and imports')
   return facts
 
 

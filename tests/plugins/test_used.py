@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,23 @@ def test_a_run_names_all_the_files_that_it_was_made_with(tmp_path):
           'nearest: --plugin /a/mine.py --plugin /a/held.py --plugin /a/other.py$')
   with pytest.raises(errors.UserError, match=said):
     plugged.present(tmp_path, config)
+
+
+def test_a_run_names_what_its_files_import(tmp_path):
+  inner = files.write(tmp_path, files.SOURCES['router'])
+  user = 'from stmoe.routers import mine\nfrom stmoe.routers import switch\n' + files.SOURCES['layer']
+  outer = files.write(tmp_path, user.replace('Mine', 'Other'), 'other')
+  plugins.add(inner)
+  plugins.add(outer)
+  (tmp_path / 'env.json').write_text(json.dumps(dict(plugins=plugged.facts())))
+  config = ml_collections.ConfigDict(dict(layer=dict(name='other')))
+  plugged.check(tmp_path, config)
+  plugins.add(files.write(tmp_path, files.SOURCES['router'] + '# another\n'))
+  said = f'note: {inner} has changed since {tmp_path} was trained with it'
+  assert plugged.changed(tmp_path, config) == [said]
+  os.environ[plugins.VARIABLE] = str(outer)
+  with pytest.raises(errors.UserError, match=f"the router 'mine' of a file of its own; .* --plugin {inner}$"):
+    plugged.check(tmp_path, config)
 
 
 def test_a_file_that_has_changed_since_a_run_was_trained_is_said_once(tmp_path, capsys):
