@@ -27,7 +27,7 @@ QUICK = {'metric': None, 'virtual': ['constant'], 'around': ['parallel'], 'atten
          'strategy': ['sample'],
          'source': ['texts', 'recorded', 'images', 'diffusion', 'table', 'sequences', 'drawn_tasks'],
          'objective': None, 'law': None, 'head': ['span_head'], 'surgery': [], 'factorisation': [],
-         'adaptation': []}
+         'adaptation': [], 'mixer': ['ple'], 'network': ['gcn'], 'rotary_scaling': None}
 
 
 def cases():

@@ -14,7 +14,8 @@ from stmoe import errors
 from stmoe import plugins
 from stmoe.conform import generic
 
-ROOMS = 'stmoe.conform', 'stmoe.conform.data', 'stmoe.conform.derived', 'stmoe.conform.training'
+ROOMS = ('stmoe.conform', 'stmoe.conform.data', 'stmoe.conform.derived', 'stmoe.conform.parts',
+         'stmoe.conform.training')
 Check = typing.Callable[..., None]
 
 

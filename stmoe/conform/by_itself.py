@@ -1,5 +1,6 @@
-"""What a sub-layer must do by itself, called on rows with padding: layers and heads alike."""
+"""What a part of a model must do by itself, called on rows with padding: layers, heads, mixers, networks."""
 
+import dataclasses
 import functools
 import typing
 
@@ -18,16 +19,21 @@ MASK = np.arange(T) < REAL[:, None]
 X = np.random.default_rng(1).normal(size=(B, T, D)).astype(np.float32)
 
 
-class Kind(typing.NamedTuple):
-  """A kind of sub-layers.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kind:
+  """A kind of parts, and how they are called.
 
   file:  dotted name of the module whose checks they are.
   build: (name, **fields) -> module.
-  count: mask bool[B,T] -> f32[], what the losses of a batch are divided by.
+  run:   (module, x, mask, key=, given=, train=) -> (y, aux, whether the carry is like the one given).
+  x:     [B,...,D], of which all axes but the last are those of padding.
+  mask:  bool[B,...] what of x is real, and of y, whose first axes are these.
   """
   file: str
   build: typing.Callable
-  count: typing.Callable
+  run: typing.Callable
+  x: np.ndarray = dataclasses.field(default_factory=lambda: X)
+  mask: np.ndarray = dataclasses.field(default_factory=lambda: MASK)
 
 
 def checks(kind: Kind) -> typing.Iterator[typing.Callable[..., None]]:
@@ -38,11 +44,11 @@ def checks(kind: Kind) -> typing.Iterator[typing.Callable[..., None]]:
 
 
 def padding_changes_nothing(kind: Kind, name: str, **fields) -> None:
-  """What stands in padding changes nothing of real tokens."""
+  """What stands in padding changes nothing of what is real."""
   module = kind.build(name, **fields)
-  y, aux, _ = call(kind, module, X)
-  z, bux, _ = call(kind, module, np.where(MASK[..., None], X, np.float32(1e3)))
-  np.testing.assert_array_equal(y[MASK], z[MASK])
+  y, aux, _ = call(kind, module, kind.x)
+  z, bux, _ = call(kind, module, np.where(kind.mask[..., None], kind.x, np.float32(1e3)))
+  np.testing.assert_array_equal(y[kind.mask], z[kind.mask])
   jax.tree.map(np.testing.assert_array_equal, aux, bux)
 
 
@@ -55,40 +61,51 @@ def every_parameter_has_a_gradient(kind: Kind, name: str, **fields) -> None:
 
 def rows_do_not_meet(kind: Kind, name: str, **fields) -> None:
   """Rows of a batch do not change one another, so that microbatches and devices are the whole batch."""
-  module = kind.build(name, **fields)
-  y, _, _ = call(kind, module, X)
-  halves = [call(kind, module, X, rows=part)[0] for part in (slice(0, 2), slice(2, 4))]
-  np.testing.assert_allclose(np.concatenate(halves)[MASK], y[MASK], rtol=1e-5, atol=1e-6)
+  module, half = kind.build(name, **fields), len(kind.x) // 2
+  y, _, _ = call(kind, module, kind.x)
+  halves = [call(kind, module, kind.x, rows=part)[0] for part in (slice(0, half), slice(half, 2 * half))]
+  np.testing.assert_allclose(np.concatenate(halves)[kind.mask], y[kind.mask], rtol=1e-5, atol=1e-6)
 
 
 def evaluation_draws_nothing(kind: Kind, name: str, **fields) -> None:
   """Evaluation needs no key, and a key changes nothing."""
   module = kind.build(name, **fields)
-  np.testing.assert_array_equal(call(kind, module, X)[0], call(kind, module, X, key=jax.random.key(0))[0])
+  plain, keyed = (call(kind, module, kind.x, key=key)[0] for key in (None, jax.random.key(0)))
+  np.testing.assert_array_equal(plain, keyed)
 
 
 def call(kind: Kind, module: nnx.Module, x: typing.Any, key: jax.Array | None = None,
-         rows: slice = slice(0, B)) -> tuple:
-  """Returns (y, aux, whether the carry is like the one given) in evaluation, of some rows of x [B,T,D]."""
-  given = {name: a[rows] for name, a in generic.given(module, B).items()}
-  return _run(kind, module, x[rows], jnp.asarray(MASK[rows]), key, given, False)
+         rows: slice = slice(None)) -> tuple:
+  """Returns (y, aux, whether the carry is like the one given) in evaluation, of some rows of x [B,...,D]."""
+  given = {name: a[rows] for name, a in generic.given(module, len(x)).items()}
+  return _run(kind, module, x[rows], jnp.asarray(kind.mask[rows]), key, given, False)
 
 
 @functools.partial(jax.jit, static_argnames=('kind', 'train'))
 def _run(kind, module, x, mask, key, given, train):
-  ctx = contract.Context.of(jnp.where(mask, jnp.arange(1, T + 1), 0), mask=mask, key=key, train=train,
-                            vocab_size=generic.VOCAB, given=given)
-  carry = modules.init_carry(module, x)
-  y, aux, after = module(x, ctx.replace(tokens=kind.count(mask)), carry)
-  alike = jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry)
-  return y, aux, jnp.bool_(alike)
+  y, aux, kept = kind.run(module, x, mask, key=key, given=given, train=train)
+  return y, aux, jnp.bool_(kept)
 
 
 @functools.partial(jax.jit, static_argnames='kind')
 def _gradients(kind, module):
   def value(module):
-    key, given = jax.random.key(3, impl='unsafe_rbg'), generic.given(module, B)
-    y, aux, _ = _run(kind, module, X, jnp.asarray(MASK), key, given, True)
+    key, given = jax.random.key(3, impl='unsafe_rbg'), generic.given(module, len(kind.x))
+    y, aux, _ = _run(kind, module, kind.x, jnp.asarray(kind.mask), key, given, True)
     losses = sum(loss for report in contract.keyed('own', aux).values() for loss in report.losses.values())
     return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))) + losses
   return jax.grad(value, allow_int=True)(module)
+
+
+def sub_layer(count: typing.Callable[[jax.Array], jax.Array]) -> typing.Callable:
+  """Returns `Kind.run` of what is called with (x [B,T,D], Context, carry) and returns (y, aux, carry).
+
+  count: mask bool[B,T] -> f32[], what the losses of a batch are divided by.
+  """
+  def run(module, x, mask, **fields):
+    ctx = contract.Context.of(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1), 0), mask=mask,
+                              tokens=count(mask), vocab_size=generic.VOCAB, **fields)
+    carry = modules.init_carry(module, x)
+    y, aux, after = module(x, ctx, carry)
+    return y, aux, jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry)
+  return run

@@ -16,7 +16,8 @@ def _build(name, **fields):
 
 
 # A head's losses are of rows.
-_HEAD = by_itself.Kind(__name__, _build, lambda mask: jnp.sum(mask.any(1), dtype=jnp.float32))
+_HEAD = by_itself.Kind(__name__, _build, by_itself.sub_layer(
+    lambda mask: jnp.sum(mask.any(1), dtype=jnp.float32)))
 
 
 def answers(name: str, **fields) -> None:

@@ -13,7 +13,7 @@ def _build(name, **fields):
   return generic.layer(name, by_itself.D, **fields)
 
 
-_LAYER = by_itself.Kind(__name__, _build, lambda mask: jnp.sum(mask, dtype=jnp.float32))
+_LAYER = by_itself.Kind(__name__, _build, by_itself.sub_layer(lambda mask: jnp.sum(mask, dtype=jnp.float32)))
 
 
 def answers(name: str, **fields) -> None:

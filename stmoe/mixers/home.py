@@ -91,7 +91,7 @@ class Home(multi_gate.Levels):
     gate = functools.partial(FeatureGate, ranks=tuple(ranks), rngs=rngs)
     before = [(first, width), ([task for task, _ in self.tasks], above)] if ranks else []
     self.feature_gates = nnx.List([nnx.Dict({name: gate(size) for name in of}) for of, size in before])
-    self.reads, self.joined = reads, joined
+    self.of_features, self.joined = reads == 'features', joined
 
   def __call__(self, x: jax.Array, ctx: contract.Context) -> tuple[jax.Array, dict]:
     """Returns ([B,K,H], dict layer name -> Aux) for x [B,D]."""
@@ -102,7 +102,7 @@ class Home(multi_gate.Levels):
     v = {name: jnp.concatenate([each, shared], -1) if self.joined else each for name, each in z.items()}
     inputs = v | dict(common=v['shared'])
     inputs |= {task: self._gated(1, task, v[group]) for task, group in self.tasks}
-    read = {task: x if self.reads == 'features' else z[group] for task, group in self.tasks}
+    read = {task: x if self.of_features else z[group] for task, group in self.tasks}
     o, other = second(inputs, read, ctx)
     return jnp.stack([o[task] for task, _ in self.tasks], axis=1), self.reported([report, other])
 

@@ -112,3 +112,56 @@ def test_a_metric_that_fails_on_wrong_predictions_does_not_pass_its_checks(tmp_p
   path, said = plugins.add(files.write(tmp_path, source)).path, []
   assert conform.failures('metric', 'mine', {}, lambda title, wrong: said.append(wrong)) == 1
   assert said == [f"{path}, line 2: ValueError: could not convert string to float: ''"]
+
+
+OF_PARTS = {
+    'mixer': '''import jax.numpy as jnp
+from stmoe.mixers import mmoe
+
+
+class Mine(mmoe.Mmoe):
+  def __call__(self, x, ctx):
+    y, aux = super().__call__(x, ctx)
+    return y, aux
+''',
+    'network': '''import jax.numpy as jnp
+from stmoe.parts import graph as graphs
+
+
+class Mine(graphs.Network):
+  def __call__(self, x, graph, ctx):
+    y, found = super().__call__(x, graph, ctx)
+    return y, found
+''',
+    'rotary_scaling': '''import jax.numpy as jnp
+from stmoe.parts.rotary_scaling import dynamic
+
+
+class Mine(dynamic.Dynamic):
+  def __call__(self, rate, base, length):
+    rates, size = super().__call__(rate, base, length)
+    return rates, size
+''',
+}
+
+
+@pytest.mark.parametrize('kind, wrong, failing', [
+    ('mixer', 'y + y.mean(), aux', {'padding_changes_nothing', 'rows_do_not_meet'}),
+    ('mixer', 'y[:, 0], aux', {'answers'}),
+    ('mixer', 'y, {}', {'answers'}),
+    ('mixer', "y, {n: a.replace(load=a.load * 0) for n, a in aux.items()}", {'loads_are_of_real_rows'}),
+    ('network', 'y + jnp.arange(x.shape[1])[:, None], found', {'order_changes_nothing'}),
+    ('network', 'y + graph.edges.sum(), found', {'order_changes_nothing', 'no_edge_changes_nothing'}),
+    ('network', 'y, dict(mean=y)', {'answers'}),
+    ('rotary_scaling', 'rates[..., :2], size', {'answers'}),
+    ('rotary_scaling', 'rates.max(0), size', {'rows_do_not_meet', 'answers'}),
+    ('rotary_scaling', 'rates - 1, size', {'answers'}),
+    ('mixer', 'y, aux', set()), ('network', 'y, found', set()), ('rotary_scaling', 'rates, size', set())])
+def test_checks_of_parts_see_mistakes(tmp_path, kind, wrong, failing):
+  right = OF_PARTS[kind].rpartition('return ')[2].strip()
+  source = OF_PARTS[kind].replace(f'return {right}', f'return {wrong}')
+  assert plugins.add(files.write(tmp_path, source)).kinds == (kind,)
+  said: dict = {}
+  conform.failures(kind, 'mine', {}, said.__setitem__)
+  failed = {rule.__name__ for rule in conform.checks(kind) if said[conform.title(rule)]}
+  assert failed >= failing and bool(failed) == bool(failing), failed
