@@ -6,7 +6,6 @@ is two scans. With `scan_layers=False` the same units run in a Python loop; both
 begin with the same values and draw the same randomness, by a layer's place in the stack.
 """
 
-import contextlib
 import functools
 import typing
 
@@ -272,13 +271,13 @@ class Stack(nnx.Module):
   def _run(self, x, ctx, caches=None):
     """(x, dict block index -> aux, caches) after all blocks; blocks report only where nothing is cached."""
     def body(shown, edits, arrays, state, layer):
-      (x, carry), (unit, number, first, cache) = state, layer
-      with stacked.within(arrays, unit, number) if arrays else contextlib.nullcontext():
+      (x, carry, totals), (unit, number, first, cache) = state, layer
+      with stacked.within(arrays, unit, number, totals) as (unit, known):
         x, aux, carry = self.lent(unit)(x, ctx, contract.joined(carry, cache), first, shown, edits)
       carry, cache = contract.apart(carry)
-      return (x, carry), (aux if cache is None else {}, cache)
+      return (x, carry, known.totals), (aux if cache is None else {}, cache)
 
-    state, reports, after, first = (x, self.init_carry(x)), {}, [], 0
+    carry, reports, after, first = self.init_carry(x), {}, [], 0
     over = jax.lax.scan if self.scan_layers else _loop_over
     for number, ((letters, repeats), units) in enumerate(zip(self.pattern, self.segments)):
       starts = first + len(letters) * np.arange(repeats)
@@ -288,14 +287,16 @@ class Stack(nnx.Module):
       for edit in self.edits:
         if first <= edit.block < last:
           edits.setdefault((edit.block - first) % len(letters), []).append(edit)
-      one = functools.partial(body, shown, edits, stacked.wholes(units) if self.scan_layers else ())
+      arrays = stacked.wholes(units) if self.scan_layers else []
+      units, totals = stacked.summed(units, arrays) if ctx.train and _reads_stacks(units) else (units, [])
       layers = units, np.arange(repeats), starts, caches and caches[number]
-      state, (aux, cache) = over(self._remat(one), state, layers)
+      one = self._remat(functools.partial(body, shown, edits, arrays))
+      (x, carry, _), (aux, cache) = over(one, (x, carry, totals), layers)
       reports |= {int(start) + place: jax.tree.map(lambda a, i=i: a[i], of_block)
                   for place, of_block in aux.items() for i, start in enumerate(starts)}
       after.append(cache)
       first = last
-    return state[0], reports, after
+    return x, reports, after
 
   def _remat(self, body):
     """`body` that keeps only what the policy names for its backward."""
@@ -359,6 +360,13 @@ def _instead(attention, own):
   shared, stated = getattr(attention, 'keywords', {}), getattr(own, 'keywords', {})
   return functools.partial(own, **{name: value for name, value in shared.items()
                                    if name not in stated and lookup.takes(own, name)})
+
+
+def _reads_stacks(units):
+  """Whether an executor of `units` reads arrays of experts where they lie in a stack; see `stacked`."""
+  executors = {part.executor for _, part in modules.offering(units, 'executor')}
+  return any(hasattr(lookup.module('executor', lookup.spelled('executor', each)[0]), 'READS_STACKS')
+             for each in executors)
 
 
 def _units(recipes, d_model, repeats, scan_layers, rngs):

@@ -11,7 +11,7 @@ except for the experts' last product. Gradients of the parameters are added in p
 loop. Keeping the products instead costs CPUs as much in copies as it saves.
 
 The loop reads the matrices of one expert at a time, out of the stack of layers where the bank is a slice of
-one (`core/transport/stacked.py`).
+one. There it adds up their gradients, too (`core/transport/stacked.py`).
 
 Where products are small, a turn of the loop has several blocks. All of them are as large as the largest, so
 there the rows of the expert that has most come first.
@@ -30,6 +30,8 @@ from stmoe.core.transport import grouped
 from stmoe.core.transport import rows as rows_lib
 from stmoe.core.transport import stacked
 
+READS_STACKS = True                      # experts out of the stack of layers, see `parts/stack.py`
+
 
 def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
             key: jax.Array | None = None) -> jax.Array:
@@ -46,12 +48,14 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
     rows = sort(a, experts)
-  return _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
+  y, passed = _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
+  stacked.pass_on(experts, passed)
+  return y
 
 
 @jax.custom_vjp
 def _execute(*arguments):
-  return forward(*arguments)
+  return forward(*arguments), stacked.totals(arguments[-1])
 
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
@@ -79,13 +83,19 @@ def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignme
     return rows_lib.add_up(y, a).astype(x.dtype)                     # [G, S, D']
 
 
-def backward(saved: tuple, dy: jax.Array) -> tuple:
-  """Returns the gradients to x [G,S,D], weight f32[G,N] and the bank; `saved` are `forward`'s arguments."""
+def backward(saved: tuple, dy: jax.Array, passed: list) -> tuple:
+  """Returns the gradients to x [G,S,D], weight f32[G,N], the bank and totals; see `stacked.Gradients.end`.
+
+  Args:
+    saved:  `forward`'s arguments, `read` without totals. dy: [G,S,D'] of y.
+    passed: gradients of the totals so far, [L,E,...], None where there is none.
+  """
   x, weight, experts, a, rows, key, read = saved
   tokens, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
   cut = _cut(rows, experts)
   table, gate = walk.room(cut, rows.token), walk.room(cut, weight.reshape(-1)[rows.edge])
-  per_expert = axes.per_expert(experts)
+  per_expert = jax.tree.leaves(axes.per_expert(experts))
+  gradients = stacked.Gradients(experts, read, passed)
 
   def block(i, size):
     row, bank = cut.row[i], _one(experts, read, cut.expert[i])
@@ -99,24 +109,33 @@ def backward(saved: tuple, dy: jax.Array) -> tuple:
 
   def put(carry, i, of_block):
     (dx, dgate, dexperts), (dbank, dxb, dgb), row = carry, of_block, cut.row[i]
-    add = lambda own, total, part: walk.add(total, part, cut.expert[i]) if own else total + part
+    add = lambda own, total, part, at: walk.add(total, part, at) if own else total + part
     with jax.named_scope('weights'):
-      dexperts = jax.tree.map(add, per_expert, dexperts, dbank)
+      dexperts = list(map(add, per_expert, dexperts, jax.tree.leaves(dbank), gradients.rows(cut.expert[i])))
     return walk.put(dx, dxb, row), walk.put(dgate, dgb, row), dexperts
 
   with jax.named_scope('experts'):
     dgate = jnp.zeros(table.size, jnp.float32)                       # [M+P]
     dx = jnp.zeros((table.size, x.shape[-1]), x.dtype)               # [M+P, D]
     with jax.named_scope('weights'):
-      nothing = jax.tree.map(jnp.zeros_like, experts)
-    dx, dgate, dexperts = walk.each(cut, block, put, (dx, dgate, nothing))
+      begun = gradients.begin()
+    dx, dgate, dexperts = walk.each(cut, block, put, (dx, dgate, begun))
   with jax.named_scope('dispatch'):
     dx = rows_lib.add_up(_per_edge(dx, rows), a).astype(x.dtype)     # [G, S, D]
-  return dx, _per_edge(dgate, rows).astype(weight.dtype), dexperts
+  return dx, _per_edge(dgate, rows).astype(weight.dtype), *gradients.end(dexperts)
 
 
-_execute.defvjp(lambda *arguments: (forward(*arguments), arguments),
-                lambda saved, dy: (*backward(saved, dy), None, None, None, None))
+def _backward(saved, cotangents):
+  *own, passed = backward(saved, *cotangents)
+  return *own, None, None, None, stacked.of_read(saved[-1], passed)
+
+
+_execute.defvjp(lambda *arguments: (_execute(*arguments), saved(arguments)), _backward)
+
+
+def saved(arguments: tuple) -> tuple:
+  """Returns the arguments of `forward`, x [G,S,D] among them, as `backward` takes them."""
+  return *arguments[:-1], stacked.without_totals(arguments[-1])
 
 
 def sort(a: assignment.Assignment, experts: contract.Bank) -> rows_lib.Rows:

@@ -31,6 +31,8 @@ from stmoe.core.transport import rows as rows_lib
 from stmoe.core.transport import stacked
 from stmoe.errors import UserError
 
+READS_STACKS = True                      # on CPUs, by `blocks`
+
 
 def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
             key: jax.Array | None = None) -> jax.Array:
@@ -65,7 +67,9 @@ def of_device(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   weight = jnp.where(assignment.live(a), a.weight, 0)                # dead weights may be NaN
   with jax.named_scope('dispatch'):
     rows = target.choose(None, cpu=lambda a: blocks.sort(a, experts), tpu=rows_lib.sort, gpu=rows_lib.sort)(a)
-  return _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
+  y, passed = _execute(x, weight, experts, a.replace(weight=None), rows, key, stacked.found(experts))
+  stacked.pass_on(experts, passed)
+  return y
 
 
 @jax.custom_vjp
@@ -78,14 +82,18 @@ def _forward(*arguments):
     # CPUs keep nothing. As long as nobody reads these zeros, XLA does not make them.
     nothing = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), jax.eval_shape(forward, *arguments)[1])
     return blocks.forward(*arguments), nothing
-  y, kept = target.choose(None, cpu=on_cpu, tpu=forward, gpu=forward)(*arguments)
-  return y, (arguments, kept)
+  saved = blocks.saved(arguments)
+  y, kept = target.choose(None, cpu=on_cpu, tpu=forward, gpu=forward)(*saved)
+  return (y, stacked.totals(arguments[-1])), (saved, kept)
 
 
-def _backward(saved, dy):
-  on_cpu = lambda saved, kept, dy: blocks.backward(saved, dy)
-  gradients = target.choose(None, cpu=on_cpu, tpu=backward, gpu=backward)(*saved, dy)
-  return *gradients, None, None, None, None
+def _backward(saved, cotangents):
+  def by_kernels(saved, kept, dy, passed):
+    dx, dweight, dexperts = backward(saved, kept, dy)
+    return dx, dweight, *stacked.Gradients(saved[2], saved[-1], passed).of_slices(dexperts)
+  on_cpu = lambda saved, kept, dy, passed: blocks.backward(saved, dy, passed)
+  *own, passed = target.choose(None, cpu=on_cpu, tpu=by_kernels, gpu=by_kernels)(*saved, *cotangents)
+  return *own, None, None, None, stacked.of_read(saved[0][-1], passed)
 
 
 _execute.defvjp(_forward, _backward)

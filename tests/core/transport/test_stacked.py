@@ -1,4 +1,4 @@
-"""Banks in a stack of layers are read where they lie: the same numbers, and no copy of all experts."""
+"""Banks in a stack of layers are read, and their gradients summed, where they lie: no copy of all experts."""
 
 import re
 
@@ -19,13 +19,22 @@ SPARSE = dict(layer='moe', router=dict(name='switch', num_experts=E), experts=di
               attention=False)
 
 
-def of(executor, **fields):
+def of(block, train=False, **fields):
   """(loss of a stack of L sparse layers for x [2,6,D], the stack, x)."""
-  made = stack.Stack(D, name='decoder', pattern=(('m', L),), blocks=dict(m=SPARSE | dict(executor=executor)),
-                     rngs=nnx.Rngs(0), **fields)
+  made = stack.Stack(D, name='decoder', pattern=(('m', L),), blocks=dict(m=block), rngs=nnx.Rngs(0), **fields)
   x = jax.random.normal(jax.random.key(1), (2, 6, D))
-  ctx = contract.Context.of(jnp.ones((2, 6), jnp.int32))
+  ctx = contract.Context.of(jnp.ones((2, 6), jnp.int32), train=train, key=jax.random.key(2))
   return (lambda made, x: jnp.square(made(x, ctx)[0]).sum()), made, x
+
+
+def gradient(loss, made, x):
+  """The compiled gradient of what `of` returns."""
+  return jax.jit(jax.value_and_grad(lambda *given: loss(*given), (0, 1))).lower(made, x).compile()
+
+
+def stored(program):
+  """How many gradients of all experts' matrices of a layer a compiled program copies into a stack."""
+  return len(re.findall(rf'f32\[{L},{E},(?:{D},{F}|{F},{D})\]\S* dynamic-update-slice\(', program.as_text()))
 
 
 def copies(program):
@@ -36,13 +45,36 @@ def copies(program):
 @pytest.mark.parametrize('executor, remat', [('pallas', 'elementwise'), ('blocks', 'none'),
                                              ('pallas', 'full')])
 def test_loops_over_experts_read_the_stack(executor, remat, monkeypatch):
-  loss, made, x = of(executor, remat=remat)
-  gradient = lambda: jax.jit(jax.value_and_grad(lambda *given: loss(*given), (0, 1))).lower(made, x).compile()
-  inside = gradient()
+  loss, made, x = of(SPARSE | dict(executor=executor), remat=remat)
+  inside = gradient(loss, made, x)
   monkeypatch.setattr(stacked, 'found', lambda bank: bank)
-  outside = gradient()
+  outside = gradient(loss, made, x)
   assert copies(inside) == 0 < copies(outside)
   jax.tree.map(np.testing.assert_array_equal, inside(made, x), outside(made, x))
+
+
+@pytest.mark.parametrize('remat, fields', [
+    ('elementwise', dict(executor='pallas')), ('none', dict(executor='blocks')),
+    ('full', dict(executor='blocks', router=dict(name='smoe', num_experts=E, k=2)))], ids=str)
+def test_gradients_are_summed_in_the_stack(remat, fields, monkeypatch):
+  loss, made, x = of(SPARSE | fields, train=True, remat=remat)
+  inside = gradient(loss, made, x)
+  monkeypatch.setattr(stacked, 'summed', lambda units, arrays: (units, []))
+  outside = gradient(loss, made, x)
+  assert stored(inside) == 0 < stored(outside)
+  assert inside.memory_analysis().temp_size_in_bytes < outside.memory_analysis().temp_size_in_bytes
+  jax.tree.map(np.testing.assert_array_equal, inside(made, x), outside(made, x))
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_a_bank_that_a_layer_uses_twice_has_the_sum_of_both(remat, monkeypatch):
+  """With `remat` its turns are functions of their own, which no total passes: slices have gradients."""
+  inner = dict(name='moe', router=SPARSE['router'], experts=SPARSE['experts'], executor='blocks')
+  loss, made, x = of(dict(layer='chain_of_experts', inner=inner, remat=remat, attention=False), train=True)
+  inside = gradient(loss, made, x)(made, x)
+  monkeypatch.setattr(stacked, 'summed', lambda units, arrays: (units, []))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), inside,
+               gradient(loss, made, x)(made, x))
 
 
 def test_arrays_made_of_slices_are_read_as_they_are():
