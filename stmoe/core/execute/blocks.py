@@ -53,9 +53,11 @@ def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
   return y
 
 
-@jax.custom_vjp
-def _execute(*arguments):
+def _with_totals(*arguments):
   return forward(*arguments), stacked.totals(arguments[-1])
+
+
+_execute = jax.custom_vjp(_with_totals)
 
 
 def forward(x: jax.Array, weight: jax.Array, experts: contract.Bank, a: assignment.Assignment,
@@ -130,10 +132,10 @@ def _backward(saved, cotangents):
   return *own, None, None, None, stacked.of_read(saved[-1], passed)
 
 
-_execute.defvjp(lambda *arguments: (_execute(*arguments), saved(arguments)), _backward)
+_execute.defvjp(lambda *arguments: (_with_totals(*arguments), to_save(arguments)), _backward)
 
 
-def saved(arguments: tuple) -> tuple:
+def to_save(arguments: tuple) -> tuple:
   """Returns the arguments of `forward`, x [G,S,D] among them, as `backward` takes them."""
   return *arguments[:-1], stacked.without_totals(arguments[-1])
 

@@ -82,7 +82,7 @@ def _forward(*arguments):
     # CPUs keep nothing. As long as nobody reads these zeros, XLA does not make them.
     nothing = jax.tree.map(lambda z: jnp.zeros(z.shape, z.dtype), jax.eval_shape(forward, *arguments)[1])
     return blocks.forward(*arguments), nothing
-  saved = blocks.saved(arguments)
+  saved = blocks.to_save(arguments)
   y, kept = target.choose(None, cpu=on_cpu, tpu=forward, gpu=forward)(*saved)
   return (y, stacked.totals(arguments[-1])), (saved, kept)
 

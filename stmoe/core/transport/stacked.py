@@ -154,7 +154,7 @@ def without_totals(read: typing.Any) -> typing.Any:
 
 
 def pass_on(bank: typing.Any, passed: list[jax.Array | None]) -> None:
-  """Takes what an executor returned: the totals [L,E,...] of every array of `bank`, None where it has none."""
+  """Takes what an executor returned: totals [L,E,...] by array of `bank`, None where it has none."""
   known = _known.get()
   for w, total in zip(jax.tree.leaves(bank), passed, strict=True):
     if known is not None and total is not None:
