@@ -288,7 +288,8 @@ class Stack(nnx.Module):
         if first <= edit.block < last:
           edits.setdefault((edit.block - first) % len(letters), []).append(edit)
       arrays = stacked.wholes(units) if self.scan_layers else []
-      units, totals = stacked.summed(units, arrays) if ctx.train and _reads_stacks(units) else (units, [])
+      sums = arrays and ctx.train and _reads_stacks(units)
+      units, totals = stacked.summed(units, arrays) if sums else (units, [])
       layers = units, np.arange(repeats), starts, caches and caches[number]
       one = self._remat(functools.partial(body, shown, edits, arrays))
       (x, carry, _), (aux, cache) = over(one, (x, carry, totals), layers)

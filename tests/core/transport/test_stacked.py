@@ -66,6 +66,18 @@ def test_gradients_are_summed_in_the_stack(remat, fields, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, inside(made, x), outside(made, x))
 
 
+def test_a_loop_over_layers_has_gradients_of_their_own_arrays():
+  blocks = SPARSE | dict(executor='blocks')
+  loss, made, x = of(blocks, train=True)
+  looped, layers, _ = of(blocks, train=True, scan_layers=False)
+  value, (whole, dx) = gradient(loss, made, x)(made, x)
+  other, (each, other_dx) = gradient(looped, layers, x)(layers, x)
+  np.testing.assert_allclose([value, dx.sum()], [other, other_dx.sum()], rtol=1e-5)
+  for n, unit in enumerate(each.segments[0]):
+    for a, b in zip(jax.tree.leaves(whole.segments[0]), jax.tree.leaves(unit), strict=True):
+      np.testing.assert_allclose(a[n], b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize('remat', [False, True])
 def test_a_bank_that_a_layer_uses_twice_has_the_sum_of_both(remat, monkeypatch):
   """With `remat` its turns are functions of their own, which no total passes: slices have gradients."""
