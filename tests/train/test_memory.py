@@ -23,6 +23,6 @@ def sizes(name):
 def test_a_sparse_step_needs_little_more_than_a_dense_one_and_its_idle_state():
   """With 32 experts the gradient of idle experts, which the step holds as a whole, is counted besides."""
   dense, weights, state = sizes('lm/stdlib_small:method=dense')
-  for method, of_gradient in (('method=switch', 0), ('method=switch,experts=32', 1)):
+  for method, of_gradient, most in (('method=switch', 0, 1.03), ('method=switch,experts=32', 1, 0.99)):
     peak, own_weights, own_state = sizes(f'lm/stdlib_small:{method}')
-    assert peak <= 1.06 * (dense + own_state - state + of_gradient * (own_weights - weights))
+    assert peak <= most * (dense + own_state - state + of_gradient * (own_weights - weights))
