@@ -100,6 +100,20 @@ def test_arrays_made_of_slices_are_read_as_they_are():
   assert stacked.found(own).wi.get_value() is own.wi.get_value()
 
 
+def test_gradients_of_a_whole_bank_are_added_as_those_of_its_experts_are():
+  own, total = jnp.arange(E * D, dtype=jnp.float32).reshape(E, D), jnp.ones((L, E, D))
+  bank, read = dict(a=own, b=own), dict(a=stacked.Slice(total, jnp.int32(1)), b=own)
+  gradients = stacked.Gradients(bank, read, [total, None])
+  apart, passed = gradients.of_slices(dict(a=own, b=2 * own))
+  np.testing.assert_array_equal(passed[0], total.at[1].add(own))
+  assert apart['a'] is None and passed[1] is None
+  np.testing.assert_array_equal(apart['b'], 2 * own)
+  sums = gradients.begin()
+  for e in range(E):
+    sums = [a.at[row].add(own[e] * scale) for a, row, scale in zip(sums, gradients.rows(e), (1, 2))]
+  jax.tree.map(np.testing.assert_array_equal, gradients.end(sums), (apart, passed))
+
+
 @pytest.mark.parametrize('devices', [1, 2])
 def test_on_several_devices_nothing_is_known_of_the_stack(devices):
   with jax.set_mesh(axes.make_mesh(expert=devices, devices=jax.devices()[:devices])):
