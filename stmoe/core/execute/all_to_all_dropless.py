@@ -15,6 +15,8 @@ from stmoe.core.execute import pallas
 from stmoe.core.transport import exchange
 from stmoe.core.transport import rows as rows_lib
 
+READS_STACKS = True                      # on one device, where `pallas` runs
+
 
 def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
             key: jax.Array | None = None) -> jax.Array:

@@ -12,6 +12,8 @@ from stmoe.core import contract
 from stmoe.core.execute import all_to_all_dropless
 from stmoe.core.transport import exchange
 
+READS_STACKS = True                      # on one device, where `pallas` runs
+
 
 def execute(x: jax.Array, a: assignment.Assignment, experts: contract.Bank,
             key: jax.Array | None = None) -> jax.Array:

@@ -55,6 +55,7 @@ def test_loops_over_experts_read_the_stack(executor, remat, monkeypatch):
 
 @pytest.mark.parametrize('remat, fields', [
     ('elementwise', dict(executor='pallas')), ('none', dict(executor='blocks')),
+    ('elementwise', dict(executor='all_to_all_dropless')), ('elementwise', dict(executor='hops_dropless')),
     ('full', dict(executor='blocks', router=dict(name='smoe', num_experts=E, k=2)))], ids=str)
 def test_gradients_are_summed_in_the_stack(remat, fields, monkeypatch):
   loss, made, x = of(SPARSE | fields, train=True, remat=remat)
