@@ -29,18 +29,30 @@ class Slice:
 # id of a slice -> the slice, so that no other array gets its id, and where it lies.
 Known = dict[int, tuple[jax.Array, Slice]]
 _known: contextvars.ContextVar[Known | None] = contextvars.ContextVar('known', default=None)
+_alone: contextvars.ContextVar[bool] = contextvars.ContextVar('alone', default=False)
 
 
 def wholes(units: typing.Any) -> list[jax.Array | None]:
   """Returns every array of `units` [L,...], for reading: without gradient, and None if it is no experts'.
 
   On several devices all are None: a slice at a place known only then may make the compiler gather an array.
+  So they are inside of `alone`.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  one_device = mesh.empty or mesh.size == 1
+  readable = (mesh.empty or mesh.size == 1) and not _alone.get()
   of_experts = jax.tree.leaves(axes.per_expert(units))
-  return [jax.lax.stop_gradient(w) if own and one_device else None
+  return [jax.lax.stop_gradient(w) if own and readable else None
           for own, w in zip(of_experts, jax.tree.leaves(units), strict=True)]
+
+
+@contextlib.contextmanager
+def alone() -> typing.Iterator[None]:
+  """Inside, `wholes` gives nothing: a layer reads its slice alone, so that stacks need not be in memory."""
+  token = _alone.set(True)
+  try:
+    yield
+  finally:
+    _alone.reset(token)
 
 
 @contextlib.contextmanager
