@@ -23,12 +23,12 @@ def pages():
   """Returns dict place in the site -> Markdown of a page; links are relative to a folder at the top."""
   return {'reference/README.md': _index(), 'reference/python.md': _python(), 'reference/core.md': _core(),
           'reference/commands.md': _commands(), 'reference/fields.md': _fields(),
-          **{f'reference/{plural}.md': _kind(kind, plural) for kind, plural in lookup.PLURALS.items()}}
+          **{f'reference/{plural}.md': _kind(kind, plural) for kind, plural in kinds.PLURALS.items()}}
 
 
 def _index():
   rows = [f'| [{plural}]({plural}.md) | `{kind}` | {len(_names(kind))} '
-          f'| [{_folder(kind)}](../{_folder(kind)}) |' for kind, plural in lookup.PLURALS.items()]
+          f'| [{_folder(kind)}](../{_folder(kind)}) |' for kind, plural in kinds.PLURALS.items()]
   return '\n'.join([
       '# Reference', '',
       '- [Python](python.md): what `import stmoe` offers; the contract of routers, executors and layers.',

@@ -5,6 +5,7 @@ keep all arrays in one database; streamed checkpoints have a folder of chunks (z
 """
 
 import collections
+import itertools
 import math
 import pathlib
 
@@ -51,6 +52,14 @@ class Reader:
   def part(self, leaf, index):
     """Returns the numpy array at `index` of array `leaf`: ints along the first axes, and maybe a slice."""
     return self._read(self.array(leaf), index or ...)
+
+  def parts(self, leaf):
+    """Yields (slices, numpy array) of every chunk of array `leaf`; a chunk is read when it is asked for."""
+    store = self.array(leaf)
+    sizes = zip(store.shape, store.chunk_layout.read_chunk.shape or ())
+    along = [[slice(at, min(at + size, length)) for at in range(0, length, size)] for length, size in sizes]
+    for where in itertools.product(*along):
+      yield where, self._read(store, where or ...)
 
   def divided(self, leaf, index):
     """Returns whether the chunks of array `leaf` hold no more than the part at `index`, see `part`."""

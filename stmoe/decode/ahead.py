@@ -17,7 +17,7 @@ from stmoe.core.units import scans
 Given = typing.Sequence[frozenset[int]]  # what arrays hold: numbers of the parameters, moved and not changed
 MOVES = {primitives.broadcast_in_dim_p, primitives.concatenate_p, primitives.copy_p,
          primitives.dynamic_slice_p, primitives.gather_p, primitives.reshape_p, primitives.rev_p,
-         primitives.slice_p, primitives.squeeze_p, primitives.transpose_p}
+         primitives.slice_p, primitives.squeeze_p, primitives.stop_gradient_p, primitives.transpose_p}
 LOOPS = {primitives.scan_p, primitives.while_p}
 
 

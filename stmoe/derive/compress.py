@@ -227,7 +227,8 @@ def _saved(reader, shapes):
     if reader.divided(leaf, index):
       return reader.part(leaf, index)
     if leaf not in whole:
-      whole[leaf] = aside.put(reader.part(leaf, ()))
+      store = reader.array(leaf)
+      whole[leaf] = aside.put_parts(store.shape, store.dtype.numpy_dtype, reader.parts(leaf))
     return aside.part(whole[leaf], index)
 
   def deferred(path, shape):

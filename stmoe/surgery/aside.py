@@ -5,11 +5,13 @@ into files while a `folder` is there for them.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import contextvars
 import itertools
+import math
 import pathlib
 import tempfile
 import typing
@@ -127,9 +129,36 @@ def put(value: typing.Any) -> typing.Any:
   """Returns an array or Deferred, or the Deferred of the file that a large array went into."""
   if _place.get() is None or isinstance(value, Deferred) or value.size * value.dtype.itemsize < LARGE:
     return value
-  path, numbers = _place.get()
-  file = path / f'{next(numbers)}.bin'
-  array = np.asarray(value)
+  array, file = np.asarray(value), _new()
   array.tofile(file)
-  shape, dtype = array.shape, array.dtype
+  return _of(file, array.shape, array.dtype)
+
+
+def put_parts(shape: tuple, dtype: np.dtype, parts: Iterable[tuple]) -> typing.Any:
+  """Returns what `put` returns of an array [...] whose `parts` come one by one, as (slices, numpy array).
+
+  Where the array goes into a file, no more than a part of it is in memory.
+  """
+  size = math.prod(shape) * dtype.itemsize
+  if _place.get() is None or size < LARGE:
+    whole = np.empty(shape, dtype)
+    for where, numbers in parts:
+      whole[where] = numbers
+    return whole
+  file = _new()
+  with file.open('wb') as f:
+    f.truncate(size)
+  for where, numbers in parts:
+    np.memmap(file, dtype, 'r+', shape=shape)[where] = numbers       # pages of a file that stays mapped count
+  return _of(file, shape, dtype)
+
+
+def _new():
+  """The path of a new file in the folder."""
+  path, numbers = _place.get()
+  return path / f'{next(numbers)}.bin'
+
+
+def _of(file, shape, dtype):
+  """The Deferred of an array that a file holds."""
   return Deferred(shape, dtype, lambda index: np.array(np.memmap(file, dtype, 'r', shape=shape)[index]))

@@ -12,6 +12,9 @@ from stmoe.decode import generate
 
 LOOPS = 'while', 'scan'
 
+# Blocks of two rows: of eight, they would have the shape of a matrix.
+pytestmark = pytest.mark.usefixtures('one_size_of_blocks')
+
 
 def traced(name, decode):
   """(program, its arguments) of a model of float32 parameters that computes in bfloat16."""
@@ -62,6 +65,7 @@ def test_other_uses_keep_an_array():
     looked_up, product, carried, branch, two, result, looped = arrays
     turn = lambda c, _: (c + 1, half(c) + half(looped)[0])
     yield half(jnp.take(looked_up, jnp.array([1]), axis=0)), jax.checkpoint(jax.jit(half))(looked_up[:1])
+    yield half(jax.lax.stop_gradient(looked_up))
     yield half(product) @ half(product), product @ product, half(two), two.astype(jnp.float16), result
     yield jax.lax.scan(turn, carried, length=2)[1]
     yield jax.lax.cond(choice, half, lambda b: half(b * 2), branch)

@@ -181,11 +181,12 @@ def test_an_expert_that_a_batch_leaves_out_is_not_looked_at_there():
   assert items.balanced(jnp.array([[[1.0, 0.0], [1.0, 0.0]]]), 1).tolist() == [[[1, 0], [0, 0]]]
 
 
-@pytest.mark.parametrize('scan', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_model_that_is_read_layer_by_layer_has_the_same_sums(scan, corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize('scan, executor', [
+    (True, 'gather'), (True, 'pallas'), pytest.param(False, 'gather', marks=pytest.mark.slow)])
+def test_a_model_that_is_read_layer_by_layer_has_the_same_sums(scan, executor, corpus, tmp_path, monkeypatch):
   """Pieces of few arrays, which are read when they are looked at."""
   names = ('load', 'hidden_squares', 'largest_input', 'first_inputs')
-  changed = {'model.layers': (('dm', 3),), 'model.scan_layers': scan}
+  changed = {'model.layers': (('dm', 3),), 'model.scan_layers': scan, 'blocks.m.executor': executor}
   whole = collected(calibration(corpus, tmp_path / 'whole', **changed), *names)
   made = calibration(corpus, tmp_path / 'pieces', **changed)
   reads, found = [], made[3]

@@ -10,7 +10,7 @@ from stmoe import errors
 from stmoe import experiment
 from stmoe.analysis import flops
 from stmoe.parts.pictures import conv
-from stmoe.runs import read as runs
+from stmoe.runs import records
 from stmoe.train import check
 from stmoe.train import loop
 from stmoe.train import state
@@ -58,4 +58,4 @@ def test_a_run_evaluates_and_continues(tmp_path):
   whole, parts = (json.loads((tmp_path / name / 'DONE').read_text()) for name in ('whole', 'parts'))
   del whole['time'], parts['time']
   assert whole == parts and whole['eval/psnr'] > 10
-  assert runs.read(tmp_path / 'whole').pictures['restored'].shape == (12, 16, 16, 1)
+  assert records.shown(tmp_path / 'whole')[1]['restored'].shape == (12, 16, 16, 1)

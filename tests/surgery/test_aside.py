@@ -67,3 +67,14 @@ def test_slices_of_a_model_are_where_placed_takes_them_from():
       [('stack', 'layers', i, name) for i in numbers] for name, numbers in (('w', (0, 2)), ('v', (1, 3)),
                                                                             ('w', (4,)))]
   assert last[0]['w'].stacked
+
+
+@pytest.mark.parametrize('large', [True, False])
+def test_parts_put_aside_make_the_whole(large, tmp_path, monkeypatch):
+  monkeypatch.setattr(aside, 'LARGE', 1 if large else 1 << 20)
+  x = np.arange(12, dtype=np.float32).reshape(3, 4)
+  parts = ((where, x[where]) for where in (np.s_[:, :3], np.s_[:, 3:]))
+  with aside.folder(tmp_path):
+    made = aside.put_parts(x.shape, x.dtype, parts)
+    assert isinstance(made, aside.Deferred) == large
+    np.testing.assert_array_equal(aside.part(made, (1,)), x[1])

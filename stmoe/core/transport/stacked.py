@@ -41,16 +41,17 @@ class Known:
   """The slices of a unit, of which one place after another passes `totals` on.
 
   slices: id of a slice -> the slice, so that no other array gets its id, its place, and where it lies.
-  totals: [L,E,...] by place, or none at all.
+  totals: [L,E,...] by place, None of codes, which have no gradients; or none at all.
   """
 
-  def __init__(self, slices: list[tuple[jax.Array, Slice]], totals: list[jax.Array]):
+  def __init__(self, slices: list[tuple[jax.Array, Slice]], totals: list[jax.Array | None]):
     self.slices = {id(own): (own, place, where) for place, (own, where) in enumerate(slices)}
     self.totals = totals
     self.level = _level()
 
 
 _known: contextvars.ContextVar[Known | None] = contextvars.ContextVar('known', default=None)
+_alone: contextvars.ContextVar[bool] = contextvars.ContextVar('alone', default=False)
 
 
 def _level():
@@ -62,29 +63,41 @@ def wholes(units: typing.Any) -> list[jax.Array | None]:
   """Returns every array of `units` [L,...], for reading: without gradient, and None if it is no experts'.
 
   On several devices all are None: a slice at a place known only then may make the compiler gather an array.
+  So they are inside of `alone`.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  one_device = mesh.empty or mesh.size == 1
+  readable = (mesh.empty or mesh.size == 1) and not _alone.get()
   of_experts = jax.tree.leaves(axes.per_expert(units))
-  return [jax.lax.stop_gradient(w) if own and one_device else None
+  return [jax.lax.stop_gradient(w) if own and readable else None
           for own, w in zip(of_experts, jax.tree.leaves(units), strict=True)]
 
 
-def summed(units: typing.Any, arrays: list[jax.Array | None]) -> tuple[typing.Any, list[jax.Array]]:
+def summed(units: typing.Any, arrays: list[jax.Array | None]) -> tuple[typing.Any, list[jax.Array | None]]:
   """Returns (`units` without gradients to the `arrays` that `wholes` gave, the totals, which have them).
 
-  Only CPUs have totals. Elsewhere gradients go to `units` [L,...], and there are none.
+  Only CPUs have totals. Elsewhere gradients go to `units` [L,...], and there are none. Codes have None.
   """
   if target.device().platform != 'cpu':
     return units, []
   leaves, tree = jax.tree.flatten(units)
-  totals = [w for w, whole in zip(leaves, arrays, strict=True) if whole is not None]
+  totals = [w if jnp.issubdtype(w.dtype, jnp.inexact) else None
+            for w, whole in zip(leaves, arrays, strict=True) if whole is not None]
   return jax.tree.unflatten(tree, [w if whole is None else whole for w, whole in zip(leaves, arrays)]), totals
 
 
 @contextlib.contextmanager
+def alone() -> typing.Iterator[None]:
+  """Inside, `wholes` gives nothing: a layer reads its slice alone, so that stacks need not be in memory."""
+  token = _alone.set(True)
+  try:
+    yield
+  finally:
+    _alone.reset(token)
+
+
+@contextlib.contextmanager
 def within(arrays: list[jax.Array | None], unit: typing.Any, layer: jax.Array,
-           totals: typing.Sequence[jax.Array] = ()) -> typing.Iterator[tuple[typing.Any, Known]]:
+           totals: typing.Sequence[jax.Array | None] = ()) -> typing.Iterator[tuple[typing.Any, Known]]:
   """Gives (the unit, Known): inside, `found` knows the unit's arrays; `Known.totals` are then passed on.
 
   Args:
@@ -95,7 +108,8 @@ def within(arrays: list[jax.Array | None], unit: typing.Any, layer: jax.Array,
   places = [n for n, whole in enumerate(arrays) if whole is not None]
   if passed:
     for place, n in enumerate(places):
-      passed[place], leaves[n] = _taken(passed[place], leaves[n], layer)
+      if passed[place] is not None:
+        passed[place], leaves[n] = _taken(passed[place], leaves[n], layer)
     unit = jax.tree.unflatten(jax.tree.structure(unit), leaves)
   known = Known([(w, Slice(whole, layer)) for w, whole in zip(leaves, arrays) if whole is not None], passed)
   token = _known.set(known)

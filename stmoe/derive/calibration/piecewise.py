@@ -8,6 +8,7 @@ read once, or once a layer, and is held while its piece runs. A program of few a
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+import contextlib
 import itertools
 import math
 import typing
@@ -17,6 +18,7 @@ from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
+from stmoe.core.transport import stacked
 from stmoe.core.units import scans
 from stmoe.surgery import aside
 
@@ -66,10 +68,12 @@ class _Program:
   """The program of `function`, in pieces; `batch` is one of those that it will be called with."""
 
   def __init__(self, function, arrays, like, batch, most):
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(like, *batch)
+    stored = list(map(Stored, jax.tree.leaves(arrays), jax.tree.leaves(like)))
+    cut = sum(array.size() for array in stored) > most
+    with stacked.alone() if cut else contextlib.nullcontext():
+      closed, shape = jax.make_jaxpr(function, return_shape=True)(like, *batch)
     program, self._results = closed.jaxpr, jax.tree.structure(shape)
     self.names = program.debug_info.with_unknown_names()
-    stored = list(map(Stored, jax.tree.leaves(arrays), jax.tree.leaves(like)))
     self.stored = dict(zip(program.invars, stored))
     self._given, self._ends = program.invars[len(stored):], program.outvars
     self._consts = dict(zip(program.constvars, closed.consts))

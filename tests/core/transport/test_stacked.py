@@ -79,6 +79,15 @@ def test_a_loop_over_layers_has_gradients_of_their_own_arrays():
       np.testing.assert_allclose(a[n], b, rtol=1e-4, atol=1e-6)
 
 
+def test_codes_have_no_sums():
+  packed = dict(name='packed', inner=SPARSE['experts'], bits=4)
+  loss, made, x = of(SPARSE | dict(executor='blocks', experts=packed), train=True)
+  _, totals = stacked.summed(made.segments[0], stacked.wholes(made.segments[0]))
+  assert 0 < sum(total is None for total in totals) < len(totals)
+  dx = jax.jit(jax.grad(lambda x: loss(made, x)))(x)
+  assert bool(jnp.isfinite(dx).all()) and bool((dx != 0).any())
+
+
 @pytest.mark.parametrize('remat', [False, True])
 def test_a_bank_that_a_layer_uses_twice_has_the_sum_of_both(remat, monkeypatch):
   """With `remat` its turns are functions of their own, which no total passes: slices have gradients."""
