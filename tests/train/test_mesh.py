@@ -1,6 +1,6 @@
 """Every compared method trains on every mesh as on one device: losses, gradients, routing decisions.
 
-The whole matrix, 20 methods x 6 meshes x 3 executors, is in the slow suite.
+The whole matrix, all methods x 6 meshes x 3 executors, is in the slow suite.
 """
 
 import functools
@@ -27,10 +27,11 @@ METHODS = [name for name in methods.table() if name not in ('dense', 'gmlp')]
 # decides; tests/routers/test_base.py runs it on several devices with equal affinities.
 # More noise makes the load loss of V-MoE smoother: with its own, float32 round-off grows to 1.3e-5 of that
 # loss in five steps over 1x1x8 (with all arithmetic in float64: 3e-14).
+# MoFME's mean and deviation of several passes cancel: float32 has four digits of its gradients.
 OWN = dict(base=dict(assignment='greedy_balanced'), expert_choice=dict(allow_causal=True),
-           vmoe=dict(noise_std=4.0))
-# It has one head at this size, which no `model` axis splits.
-RULES = dict(smlp='heads=')
+           vmoe=dict(noise_std=4.0), mofme=dict(passes=0))
+# What no axis of a mesh splits: the one head at this size; experts of one unit; two experts.
+RULES = dict(smlp='heads=', peer='expert_mlp=', mixture_of_supernets='expert=')
 # The first is in the default run, where tests/core/transport has the other executors and foldings of devices,
 # tests/train/test_statistics.py state across steps.
 COVERING = [('st_moe', 'all_to_all', (2, 2, 2), ''),
