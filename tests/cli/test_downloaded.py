@@ -31,6 +31,7 @@ def folder(tmp_path_factory):
     yield home / 'Tiny-OLMoE'
 
 
+@pytest.mark.slow
 def test_texts_are_written_as_they_are_made_down_to_any_of_the_ends(folder, command, tmp_path):
   recorded = json.loads((CASE / 'expected_text.json').read_text())['greedy']
   used = tokenizer.opened(folder)

@@ -30,6 +30,7 @@ main.main()
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='settings of the C library of Linux')
 def test_a_step_touches_no_fresh_memory(tmp_path):
   script = tmp_path / 'command.py'

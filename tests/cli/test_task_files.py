@@ -44,6 +44,7 @@ def untrained(tmp_path_factory, one_device, one_size_of_blocks):
   return of
 
 
+@pytest.mark.slow
 def test_an_untrained_run_has_tables_and_a_figure(lm, command, tmp_path):
   for name in ('known_unknowns', 'simple_arithmetic_json_multiple_choice',
                'simple_arithmetic_multiple_targets_json'):

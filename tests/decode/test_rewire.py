@@ -50,6 +50,7 @@ def test_with_vectors_of_nearly_0_all_ways_are_greedy(fields):
                                 test_generate.recomputed('lm'))
 
 
+@pytest.mark.slow
 def test_losses_fall_and_rows_learn_by_themselves():
   vectors, seen, before, after = learn()
   assert sorted(vectors) == [0, 1] and vectors[0].shape == (3, 4) and seen['losses'].shape == (3, 3)

@@ -5,7 +5,7 @@ over experts reads: the matrices of all experts, forward and once more backward.
 an executor finds in which array the slices of its bank lie, and its loop reads that array.
 
 The backward of a scan makes the gradient of a slice, and copies that into the gradient of the stack. So on
-CPUs slices have no gradient in training. The scan carries the stack through all layers, unchanged, and the
+CPUs slices have no gradient in training, where an executor reads them so. The scan carries the stack through all layers, unchanged, and the
 gradient of this `total` is what the backward carries: there an executor adds the gradient of one expert at a
 time. What else makes a gradient of a slice is added to the slice's place by `_taken`.
 
