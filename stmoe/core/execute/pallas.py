@@ -87,13 +87,15 @@ def _forward(*arguments):
   return (y, stacked.totals(arguments[-1])), (saved, kept)
 
 
-def _backward(saved, cotangents):
+def _backward(residuals, cotangents):
   def by_kernels(saved, kept, dy, passed):
+    _, _, experts, *_, read = saved
     dx, dweight, dexperts = backward(saved, kept, dy)
-    return dx, dweight, *stacked.Gradients(saved[2], saved[-1], passed).of_slices(dexperts)
+    return dx, dweight, *stacked.Gradients(experts, read, passed).of_slices(dexperts)
   on_cpu = lambda saved, kept, dy, passed: blocks.backward(saved, dy, passed)
-  *own, passed = target.choose(None, cpu=on_cpu, tpu=by_kernels, gpu=by_kernels)(*saved, *cotangents)
-  return *own, None, None, None, stacked.of_read(saved[0][-1], passed)
+  *own, passed = target.choose(None, cpu=on_cpu, tpu=by_kernels, gpu=by_kernels)(*residuals, *cotangents)
+  (*_, read), _ = residuals
+  return *own, None, None, None, stacked.of_read(read, passed)
 
 
 _execute.defvjp(_forward, _backward)

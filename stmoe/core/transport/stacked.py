@@ -4,10 +4,11 @@ A scan over layers gives every layer its slice [E,...] of arrays [L,E,...]. XLA 
 over experts reads: the matrices of all experts, forward and once more backward. With `within` around a layer
 an executor finds in which array the slices of its bank lie, and its loop reads that array.
 
-The backward of a scan makes the gradient of a slice, and copies that into the gradient of the stack. So on
-CPUs slices have no gradient in training, where an executor reads them so. The scan carries the stack through all layers, unchanged, and the
-gradient of this `total` is what the backward carries: there an executor adds the gradient of one expert at a
-time. What else makes a gradient of a slice is added to the slice's place by `_taken`.
+The backward of a scan makes the gradient of a slice, and copies that into the gradient of the stack. So in
+training on CPUs slices have no gradient where an executor reads them so. The scan carries the stack through
+all layers, unchanged, and the gradient of this `total` is what the backward carries: there an executor adds
+the gradient of one expert at a time. What else makes a gradient of a slice is added to the slice's place by
+`_taken`.
 
 A slice is known by identity. Arrays that were made of slices (cast, mixed, split over devices) are read as
 they are.

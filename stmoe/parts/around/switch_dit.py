@@ -18,7 +18,7 @@ from stmoe.parts.around import ada_ln_zero
 EMBEDDING = 'time_embedding'             # given of every row, [B,1,D]: of its time
 TIME = 'time'                            # given of every row, [B,1]: the time itself
 END = '.modulation'                      # of the name that the sparse layer reports under
-PROBS, CHOSEN = 'probs', 'chosen'          # names of records that `joint` reads
+PROBS, CHOSEN = 'probs', 'chosen'        # names of records that `joint` reads
 EPSILON = 1e-6                           # in the logarithms of the prior loss
 
 
